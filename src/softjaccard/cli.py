@@ -1,0 +1,137 @@
+"""The command `softjaccard`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import NoReturn
+
+import softjaccard
+from softjaccard.errors import InputError
+
+_FIT_HELP = """\
+Every setting can be changed behind the config, for example:
+  --data.root PATH                                where the data are
+  --model.encoder_weights PATH                    pretrained weights of the encoder
+  --model.loss softjaccard.CrossEntropyLoss       another loss
+  --model.loss.region.gradient error_scaled       an option of the loss in the recipe
+  --model.optimiser.learning_rate 1e-3
+  --trainer.max_epochs 24
+  --seed 1
+
+Settings are listed by --print_config (behind the other options), and explained by
+--model.help CLASS, --data.help CLASS and --model.loss.help CLASS.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: As typed after `softjaccard`; by default the process's own.
+
+    Returns:
+        The exit code: 0, or 2 after an error in what the user gave, which is told in one line on stderr.
+    """
+    parser = _build_parser()
+    known, settings = parser.parse_known_args(arguments)
+    try:
+        known.run(known, settings)
+    except InputError as error:
+        print(f"{parser.prog} {known.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="softjaccard", description="Segmentation networks trained for the score they are judged by.")
+    parser.add_argument("--version", action="version", version=f"softjaccard {softjaccard.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="train three small networks on drawn scenes and compare them")
+    demo.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder for the results (%(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    demo.add_argument("--steps", type=int, help="training steps of each network")
+    demo.set_defaults(run=_demo)
+
+    recipes = ", ".join(_recipes())
+    fit = commands.add_parser(
+        "fit",
+        help="train a network",
+        usage="softjaccard fit --config CONFIG [--output DIR] [--resume] [--SETTING VALUE ...]",
+        epilog=_FIT_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    fit.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        help=f"a YAML file, or a recipe of the package ({recipes}); with more than one, the last wins",
+    )
+    fit.add_argument("--output", type=Path, help="the run's folder (runs/ and the config's name)")
+    fit.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run in that folder")
+    fit.set_defaults(run=_fit)
+
+    test = commands.add_parser(
+        "test",
+        help="score a trained network on the test images",
+        usage="softjaccard test RUN [--checkpoint best|last|PATH] [--SETTING VALUE ...]",
+        allow_abbrev=False,
+    )
+    test.add_argument("output", metavar="RUN", type=Path, help="the run's folder")
+    test.add_argument("--checkpoint", default="best", help="best, last, or a file (%(default)s)")
+    test.set_defaults(run=_test)
+    return parser
+
+
+def _demo(known: argparse.Namespace, settings: list[str]) -> None:
+    if settings:
+        raise InputError(f"unrecognized arguments: {' '.join(settings)}")
+    from softjaccard.demo import run_demo
+
+    run_demo(known.output, known.seed, known.steps)
+
+
+def _fit(known: argparse.Namespace, settings: list[str]) -> None:
+    configs = [_find_config(name) for name in known.config]
+    if not configs:
+        raise InputError(f"--config is missing: give a YAML file, or a recipe of the package ({', '.join(_recipes())}).")
+    from softjaccard.training import run
+
+    output = known.output or Path("runs") / configs[0].stem
+    arguments = [argument for path in configs for argument in ("--config", str(path))]
+    run.fit(output, [*arguments, *settings], resume=known.resume)
+
+
+def _test(known: argparse.Namespace, settings: list[str]) -> None:
+    from softjaccard.training import run
+
+    run.test(known.output, known.checkpoint, settings)
+
+
+def _recipes() -> dict[str, Path]:
+    """Return the configs that ship with the package, by file name."""
+    folder = Path(str(files("softjaccard") / "recipes"))
+    return {path.name: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def _find_config(name: str) -> Path:
+    """Return the file of this path, or else the recipe of this name."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    recipes = _recipes()
+    if name not in recipes:
+        raise InputError(f"--config: there is no file {path}, and the package's recipes are: {', '.join(recipes)}.")
+    return recipes[name]

@@ -1,0 +1,1 @@
+"""Data sets, transforms and Lightning data modules; import from the modules, such as `softjaccard.data.synthetic`."""

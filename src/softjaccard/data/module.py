@@ -1,0 +1,163 @@
+"""From data sets to batches: the Lightning data module."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Literal, Protocol
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from softjaccard.data.transforms import IGNORE_INDEX, TrainingTransform, collate_padded, mix_seed
+from softjaccard.errors import InputError
+
+Batch = dict[str, Tensor]
+Split = Literal["train", "val", "test"]
+
+
+class SegmentationDataset(Protocol):
+    """A data set of dictionaries with `image`, float (3, H, W) in [0, 1], and `label`, integers (H, W)."""
+
+    classes: tuple[str, ...]
+    num_classes: int
+    ignore_index: int
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> dict[str, Tensor]: ...
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """A new order for each epoch, a function of (seed, epoch); yields (epoch, index).
+
+    The epoch travels with the index, so that augmentation can depend on it in any worker process.
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; Lightning calls this before each one."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Go through all images once."""
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
+        for index in torch.randperm(self.length, generator=generator).tolist():
+            yield self.epoch, index
+
+
+class _TrainingImages(Dataset[Batch]):
+    """Augmented samples of a data set, fetched by (epoch, index)."""
+
+    def __init__(self, dataset: SegmentationDataset, transform: TrainingTransform, seed: int) -> None:
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch:
+        epoch, index = key
+        return self.transform(_with_common_ignore(self.dataset, index), (self.seed, epoch, index))
+
+
+class _EvaluationImages(Dataset[Batch]):
+    """Samples of a data set as they are."""
+
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Batch:
+        return _with_common_ignore(self.dataset, index)
+
+
+def _with_common_ignore(dataset: SegmentationDataset, index: int) -> Batch:
+    sample = dataset[index]
+    label = sample["label"]
+    return {**sample, "label": label.masked_fill(label == dataset.ignore_index, IGNORE_INDEX)}
+
+
+class SegmentationData(LightningDataModule, ABC):
+    """Batches for training, validation and test; a data set's own module says how its splits are opened.
+
+    A batch is a dictionary of plain tensors: `image` float32 (B, 3, H, W) in [0, 1]; `label` int64 (B, H, W) with -100
+    where nothing counts, whatever id the files use; and what else the data set gives. Training images are shuffled,
+    flipped and cropped, all as a function of (seed, epoch, image); an incomplete last batch is left out. Validation and
+    test images come whole, padded to a common multiple.
+
+    Args:
+        batch_size: Images in a training batch.
+        evaluation_batch_size: Images in a validation or test batch.
+        crop: Height and width of the training crops; multiples of the encoder's stride.
+        flip: Probability of mirroring a training image.
+        pad_multiple: Validation and test images are padded to a multiple of this, the encoder's stride.
+        workers: Processes that read images; 0 reads in the main process.
+        seed: Of order and augmentation.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 8,
+        evaluation_batch_size: int = 8,
+        crop: tuple[int, int] = (512, 512),
+        flip: float = 0.5,
+        pad_multiple: int = 32,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
+        self.crop, self.flip, self.pad_multiple = crop, flip, pad_multiple
+        self.workers, self.seed = workers, seed
+        self.datasets: dict[str, SegmentationDataset] = {}
+
+    @abstractmethod
+    def dataset(self, split: Split) -> SegmentationDataset:
+        """Open one split."""
+
+    def setup(self, stage: str) -> None:
+        """Open and check the splits of a stage, each once."""
+        splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        for split in splits.get(stage, ()):
+            if split not in self.datasets:
+                self.datasets[split] = self.dataset(split)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return shuffled, augmented batches."""
+        dataset = self.datasets["train"]
+        if len(dataset) < self.batch_size:
+            raise InputError(f"The training split has {len(dataset)} images, fewer than batch_size {self.batch_size}.")
+        return self._loader(
+            _TrainingImages(dataset, TrainingTransform(self.crop, flip=self.flip), self.seed),
+            batch_size=self.batch_size,
+            sampler=EpochSampler(len(dataset), self.seed),
+            drop_last=True,
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Return the validation images in order."""
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Return the test images in order."""
+        return self._evaluation_loader("test")
+
+    def _evaluation_loader(self, split: Split) -> DataLoader[Batch]:
+        return self._loader(_EvaluationImages(self.datasets[split]), batch_size=self.evaluation_batch_size)
+
+    def _loader(self, dataset: Dataset[Batch], **settings: Any) -> DataLoader[Batch]:
+        return DataLoader(
+            dataset,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            collate_fn=partial(collate_padded, multiple=self.pad_multiple),
+            **settings,
+        )

@@ -1,0 +1,121 @@
+"""What all losses share: a module whose value is a formula on region statistics."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from softjaccard.labels import LabelLike
+from softjaccard.labels.kinds import Activation
+from softjaccard.statistics.region import Backend, Gradient, RegionStatistics, region_statistics
+
+
+def expect_number(name: str, value: float, at_least: float = 0.0) -> float:
+    """The value as a float; a ValueError if it isn't finite or is too small."""
+    if not math.isfinite(value) or value < at_least:
+        raise ValueError(f"{name}: expected a finite number of at least {at_least:g}, got {value}")
+    return float(value)
+
+
+def as_class_weight(class_weight: Sequence[float] | Tensor | None) -> Tensor | None:
+    """The weights as a float tensor (C,)."""
+    if class_weight is None:
+        return None
+    weight = torch.as_tensor(class_weight, dtype=torch.float32).detach().clone()
+    # Values are not looked at while torch.compile traces, which knows shapes only.
+    if weight.ndim != 1 or not (torch.compiler.is_compiling() or bool(((weight >= 0) & weight.isfinite()).all())):
+        raise ValueError(
+            f"class_weight: expected one finite number of at least 0 for each class, (C,), got {class_weight!r}"
+        )
+    return weight
+
+
+class StatisticsLoss(nn.Module, ABC):
+    """A loss that is a formula on region statistics; see :func:`~softjaccard.statistics.region_statistics`."""
+
+    class_weight: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        class_weight: Sequence[float] | Tensor | None,
+        activation: Activation,
+        temperature: float,
+        gradient: Gradient,
+        ignore_index: int,
+        backend: Backend,
+    ) -> None:
+        """Keep the options of the pixel pass; unknown ones are named by ``region_statistics``."""
+        super().__init__()
+        self.register_buffer("class_weight", as_class_weight(class_weight))
+        self.activation: Activation = activation
+        self.temperature = temperature
+        self.gradient: Gradient = gradient
+        self.ignore_index = ignore_index
+        self.backend: Backend = backend
+
+    @property
+    @abstractmethod
+    def want(self) -> frozenset[str]:
+        """The names of the statistics that this loss needs."""
+
+    @abstractmethod
+    def from_statistics(self, statistics: RegionStatistics) -> Tensor:
+        """The loss of pixels summed up already, in ``region_statistics(..., want=loss.want)``.
+
+        Args:
+            statistics: of any part of the pixels, or of several added up.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ValueError: a statistic that this loss needs was not asked for.
+        """
+
+    def statistics(
+        self, logits: Tensor, label: LabelLike, mask: Tensor | None = None, *, want: Collection[str] | None = None
+    ) -> RegionStatistics:
+        """The statistics of a batch with this loss's options; ``want`` defaults to what this loss needs."""
+        return region_statistics(
+            logits,
+            label,
+            mask=mask,
+            ignore_index=self.ignore_index,
+            activation=self.activation,
+            temperature=self.temperature,
+            gradient=self.gradient,
+            want=self.want if want is None else want,
+            backend=self.backend,
+        )
+
+    def forward(self, logits: Tensor, label: LabelLike, mask: Tensor | None = None) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            logits: ``(B, C, *spatial)``; probabilities if ``activation`` is None.
+            label: integers ``(B, *spatial)``, a float distribution ``(B, C, *spatial)``, or one of the kinds of
+                :mod:`softjaccard.labels`.
+            mask: boolean or non-negative weights ``(B, *spatial)``: the pixels that count.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            TypeError: an argument has the wrong dtype.
+            ValueError: a shape does not fit or a value is invalid.
+        """
+        return self.from_statistics(self.statistics(logits, label, mask))
+
+    def weight_for(self, statistic: Tensor) -> Tensor | None:
+        """The class weights, checked to be as many as the statistic (B, C) has classes."""
+        if self.class_weight is not None and len(self.class_weight) != statistic.shape[1]:
+            raise ValueError(
+                f"class_weight: expected one weight for each of the {statistic.shape[1]} classes, got "
+                f"{len(self.class_weight)}"
+            )
+        return self.class_weight

@@ -1,0 +1,88 @@
+"""The usual mix: a region loss and cross-entropy, in one pass over the pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from softjaccard.labels import LabelLike
+from softjaccard.losses.base import StatisticsLoss, expect_number
+from softjaccard.losses.cross_entropy import mean_over_labels
+from softjaccard.losses.region import JaccardLoss, TverskyLoss
+from softjaccard.statistics.region import RegionStatistics
+
+
+class CompoundLoss(StatisticsLoss):
+    """A weighted sum of a region loss and cross-entropy, in one pass over the pixels.
+
+    The weights 0.75 and 0.25 are those of the paper's configurations (arXiv 2302.05666).
+
+    Args:
+        region: the region loss; its activation, temperature, ``ignore_index`` and backend hold for both.
+        region_weight: factor of the region loss.
+        cross_entropy_weight: factor of the cross-entropy; see :class:`~softjaccard.losses.CrossEntropyLoss`.
+        class_weight: ``(C,)`` weights of the classes in the cross-entropy; the region loss has its own.
+
+    Raises:
+        ValueError: a weight is negative, or ``region`` does not reduce to a scalar.
+
+    Example:
+        >>> import torch
+        >>> loss = CompoundLoss(JaccardLoss())
+        >>> loss(torch.zeros(1, 2, 4), torch.tensor([[0, 0, 1, 1]]))
+        tensor(0.5483)
+    """
+
+    def __init__(
+        self,
+        region: TverskyLoss,
+        region_weight: float = 0.75,
+        cross_entropy_weight: float = 0.25,
+        *,
+        class_weight: Sequence[float] | Tensor | None = None,
+    ) -> None:
+        """See the class."""
+        if region.reduction != "mean":
+            raise ValueError(f"region: expected a loss with reduction='mean', got reduction={region.reduction!r}")
+        super().__init__(
+            class_weight=class_weight,
+            activation=region.activation,
+            temperature=region.temperature,
+            gradient=region.gradient,
+            ignore_index=region.ignore_index,
+            backend=region.backend,
+        )
+        self.region = region
+        self.region_weight = expect_number("region_weight", region_weight)
+        self.cross_entropy_weight = expect_number("cross_entropy_weight", cross_entropy_weight)
+
+    @property
+    def want(self) -> frozenset[str]:
+        """The names of the statistics that both parts need."""
+        return self.region.want | {"cross_entropy"}
+
+    def from_statistics(self, statistics: RegionStatistics) -> Tensor:
+        """See :meth:`StatisticsLoss.from_statistics`."""
+        terms = statistics["cross_entropy"]
+        cross_entropy = mean_over_labels(terms, statistics, self.weight_for(terms))
+        return self.region_weight * self.region.from_statistics(statistics) + self.cross_entropy_weight * cross_entropy
+
+    def extra_repr(self) -> str:
+        """The weights."""
+        return f"region_weight={self.region_weight}, cross_entropy_weight={self.cross_entropy_weight}"
+
+
+def compound_loss(
+    logits: Tensor,
+    label: LabelLike,
+    mask: Tensor | None = None,
+    *,
+    region: TverskyLoss | None = None,
+    region_weight: float = 0.75,
+    cross_entropy_weight: float = 0.25,
+    class_weight: Sequence[float] | Tensor | None = None,
+) -> Tensor:
+    """The function of :class:`CompoundLoss`: same arguments, same result; ``region`` defaults to ``JaccardLoss()``."""
+    loss = CompoundLoss(region or JaccardLoss(), region_weight, cross_entropy_weight, class_weight=class_weight)
+    return loss.to(logits.device).forward(logits, label, mask)

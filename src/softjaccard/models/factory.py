@@ -1,0 +1,124 @@
+"""Build networks by name and fill their encoders with pretrained weights."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from softjaccard.errors import InputError
+from softjaccard.models.network import SegmentationNetwork
+
+_WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+
+
+def create_model(
+    architecture: str = "deeplabv3plus",
+    encoder: str = "tu-tf_efficientnet_lite0",
+    num_classes: int = 11,
+    *,
+    encoder_weights: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> SegmentationNetwork:
+    """Build a segmentation network.
+
+    Args:
+        architecture: A name of segmentation_models.pytorch, such as "deeplabv3plus" or "unet".
+        encoder: A name of segmentation_models.pytorch, such as "resnet18", or "tu-" and a name of timm.
+        num_classes: Channels of the logits.
+        encoder_weights: None for random ones; the name of published ones, such as "imagenet", which are downloaded; or
+            the path of a .pth or .safetensors file with the encoder's state (the keys of timm for "tu-" encoders).
+        mean: Of the images' channels in [0, 1], as the weights expect it; by default timm's for "tu-" encoders,
+            ImageNet's for others.
+        std: Likewise.
+        options: Further arguments of the architecture's class in segmentation_models.pytorch.
+
+    Raises:
+        InputError: If a name is unknown, a file is missing, or weights do not fit the encoder.
+
+    Example:
+        >>> model = create_model("unet", "resnet18", num_classes=5)
+        >>> model(torch.rand(2, 3, 64, 96)).shape
+        torch.Size([2, 5, 64, 96])
+    """
+    if architecture not in smp.MODEL_ARCHITECTURES_MAPPING:
+        known = ", ".join(smp.MODEL_ARCHITECTURES_MAPPING)
+        raise InputError(f"architecture '{architecture}' is unknown; segmentation_models.pytorch has: {known}.")
+    local = encoder_weights is not None and encoder_weights.endswith(_WEIGHT_SUFFIXES)
+    published = None if local else encoder_weights
+    arguments = dict(options or {})
+    if "upsampling" in inspect.signature(smp.MODEL_ARCHITECTURES_MAPPING[architecture]).parameters:
+        arguments.setdefault("upsampling", 1)
+    try:
+        body = smp.create_model(
+            architecture,
+            encoder_name=encoder,
+            # timm's encoders know one set of weights each, which they call True.
+            encoder_weights=True if published and encoder.startswith("tu-") else published,
+            classes=num_classes,
+            **arguments,
+        )
+    except (KeyError, RuntimeError, OSError) as error:
+        wanted = f" with weights '{published}'" if published else ""
+        raise InputError(f"Encoder '{encoder}'{wanted} cannot be built: {error}") from error
+    if local:
+        load_encoder_weights(body.encoder, Path(str(encoder_weights)).expanduser())
+    configuration = getattr(getattr(body.encoder, "model", None), "pretrained_cfg", {})
+    return SegmentationNetwork(
+        body,
+        mean=mean or configuration.get("mean", IMAGENET_DEFAULT_MEAN),
+        std=std or configuration.get("std", IMAGENET_DEFAULT_STD),
+    )
+
+
+def load_encoder_weights(encoder: nn.Module, path: Path) -> None:
+    """Fill an encoder from a file; every tensor must be there and fit, only a classifier's may be left over.
+
+    Args:
+        encoder: An encoder of segmentation_models.pytorch; for one that wraps timm's, the file has timm's keys.
+        path: A state dictionary in .safetensors, or in torch's format (loaded with `weights_only=True`).
+
+    Raises:
+        InputError: If the file is missing or unreadable, or its tensors do not fit.
+    """
+    target = encoder.model if isinstance(getattr(encoder, "model", None), nn.Module) else encoder
+    assert isinstance(target, nn.Module)
+    state, expected = _read_state(path), target.state_dict()
+    # Files of whole classifiers have parts that an encoder has not, such as "classifier.weight".
+    parts = {key.split(".")[0] for key in expected}
+    state = {key: value for key, value in state.items() if key.split(".")[0] in parts}
+    problems = {
+        "missing": [key for key in expected if key not in state],
+        "unknown": [key for key in state if key not in expected],
+        "of another shape": [key for key in state if key in expected and state[key].shape != expected[key].shape],
+    }
+    if any(problems.values()):
+        counts = ", ".join(f"{len(keys)} {what} (such as {keys[0]})" for what, keys in problems.items() if keys)
+        raise InputError(f"The weights in {path} do not fit the encoder: of its {len(expected)} tensors, {counts}.")
+    target.load_state_dict(state)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InputError(f"encoder_weights: there is no file {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        first_line = str(error).splitlines()[0]
+        raise InputError(f"encoder_weights: {path} cannot be read as a file of tensors: {first_line}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"encoder_weights: {path} does not hold a dictionary of tensors.")
+    return state

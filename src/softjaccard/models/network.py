@@ -1,0 +1,101 @@
+"""A segmentation network: normalisation, encoder and decoder in one module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from softjaccard.errors import InputError
+
+
+class SegmentationNetwork(nn.Module):
+    """A network from images in [0, 1] to logits at the network's own resolution.
+
+    The normalisation its encoder was trained with is part of the network, so that networks with different encoders
+    (a teacher and a student) take the same images.
+
+    Args:
+        body: A model of segmentation_models.pytorch that takes normalised images.
+        mean: Of each image channel, subtracted first.
+        std: Of each image channel, divided by.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, body: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.body = body
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The pretrained part."""
+        encoder = self.body.encoder
+        assert isinstance(encoder, nn.Module)
+        return encoder
+
+    @property
+    def stride(self) -> int:
+        """Height and width of an image must be multiples of this."""
+        return int(self.encoder.output_stride)  # type: ignore[arg-type]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits (B, C, h, w) of images (B, 3, H, W); h and w are H and W over the logits' stride.
+
+        Raises:
+            InputError: If H or W is not a multiple of `stride`.
+        """
+        height, width = image.shape[-2:]
+        if height % self.stride or width % self.stride:
+            raise InputError(
+                f"Images of {height}x{width} do not fit this network: height and width must be multiples of "
+                f"{self.stride}. Choose such a crop and padding (data.crop, data.pad_multiple)."
+            )
+        logits: Tensor = self.body((image - self.mean) / self.std)
+        return logits
+
+    @torch.no_grad()
+    def predict(self, image: Tensor) -> Tensor:
+        """Return logits (B, C, H, W) of images (B, 3, H, W) of any size, without gradient and in evaluation mode."""
+        height, width = image.shape[-2:]
+        # Padded with the mean colour, which is what the network takes for zero.
+        normalised = (image - self.mean) / self.std
+        padded = functional.pad(normalised, (0, -width % self.stride, 0, -height % self.stride))
+        was_training = self.training
+        self.eval()
+        logits: Tensor = self.body(padded)
+        self.train(was_training)
+        logits = functional.interpolate(logits, size=padded.shape[-2:], mode="bilinear", align_corners=False)
+        return logits[..., :height, :width]
+
+    def parameter_groups(
+        self, learning_rate: float, decoder_factor: float, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        """Split the parameters into groups for an optimiser.
+
+        Args:
+            learning_rate: Of the encoder.
+            decoder_factor: The rest of the network learns this many times faster.
+            weight_decay: Of weights; biases and scales (1-D parameters) have none.
+        """
+        encoder = {id(parameter) for parameter in self.encoder.parameters()}
+        groups = []
+        for part, factor in (("encoder", 1.0), ("decoder", decoder_factor)):
+            members = [p for p in self.parameters() if p.requires_grad and (id(p) in encoder) == (part == "encoder")]
+            for kind, decay in (("weights", weight_decay), ("biases", 0.0)):
+                parameters = [p for p in members if (p.ndim > 1) == (kind == "weights")]
+                groups.append(
+                    {
+                        "name": f"{part}_{kind}",
+                        "params": parameters,
+                        "lr": learning_rate * factor,
+                        "weight_decay": decay,
+                    }
+                )
+        return [group for group in groups if group["params"]]

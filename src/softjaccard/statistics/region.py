@@ -1,0 +1,246 @@
+"""Region statistics: what the losses know about the pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from softjaccard.labels.checks import describe
+from softjaccard.labels.kinds import Activation, HardLabel, Label, LabelLike, SmoothedLabel, as_label
+from softjaccard.statistics.chunked import chunked
+from softjaccard.statistics.pixels import FIELDS, Options
+from softjaccard.statistics.reference import reference
+
+Gradient: TypeAlias = Literal["exact", "error_scaled"]
+Backend: TypeAlias = Literal["auto", "reference", "chunked"]
+
+_BACKENDS: dict[str, Callable[[Tensor, Label, Tensor | None, Options], dict[str, Tensor]]] = {
+    "auto": chunked,
+    "chunked": chunked,
+    "reference": reference,
+}
+_ACTIVATIONS = ("softmax", "sigmoid", None)
+_GRADIENTS = ("exact", "error_scaled")
+
+_PEAKS = ("prediction_peak", "label_peak")
+
+
+@dataclass(frozen=True, eq=False)
+class RegionStatistics:
+    """Sums over the pixels that count, for each image and class.
+
+    With the probability p, the label y and the weight w of a pixel; all are ``(B, C)``, ``pixels`` is ``(B,)``. They
+    are float32, or float64 for float64 logits. A field that was not asked for is None.
+
+    Sums add: ``a + b`` are the statistics of two disjoint parts of the same images, such as the inside and the outside
+    of a pasted box, and ``a.total()`` those of the whole batch.
+    """
+
+    prediction: Tensor | None = None
+    """Sum of w p."""
+    label: Tensor | None = None
+    """Sum of w y."""
+    overlap: Tensor | None = None
+    """Sum of w min(p, y), the intersection of the metric losses; at p = y the gradient of min is 1/2."""
+    cross_entropy: Tensor | None = None
+    """Sum of -w y log p; under sigmoid of -w (y log p + (1 - y) log(1 - p))."""
+    product: Tensor | None = None
+    """Sum of w p y, the intersection of the classic losses."""
+    prediction_square: Tensor | None = None
+    """Sum of w p^2."""
+    label_square: Tensor | None = None
+    """Sum of w y^2."""
+    label_entropy: Tensor | None = None
+    """Sum of -w y log y; under sigmoid of -w (y log y + (1 - y) log(1 - y))."""
+    prediction_peak: Tensor | None = None
+    """Largest p where w > 0, 0 if there is none; no gradient."""
+    label_peak: Tensor | None = None
+    """Largest y where w > 0, 0 if there is none; no gradient."""
+    pixels: Tensor | None = None
+    """Sum of w: ``(B,)``, or ``(B, C)`` with a mask for each channel or multilabel integers."""
+    soft: bool = False
+    """Whether the label was a distribution (by its type) and not one class for each pixel."""
+    activation: Activation = "softmax"
+    """What made probabilities of the logits."""
+
+    def __add__(self, other: RegionStatistics) -> RegionStatistics:
+        """The statistics of both parts together: sums add, peaks take the larger one.
+
+        Raises:
+            ValueError: one has a field that the other lacks, or they differ in activation or shape.
+        """
+        if not isinstance(other, RegionStatistics):
+            return NotImplemented
+        if self.activation != other.activation:
+            raise ValueError(f"statistics under {self.activation!r} and {other.activation!r} do not add")
+        mine, theirs = self.fields(), other.fields()
+        if mine.keys() != theirs.keys():
+            raise ValueError(
+                "statistics with different fields do not add; only one side has "
+                f"{sorted(mine.keys() ^ theirs.keys())}: ask for the same 'want'"
+            )
+        added = {name: _add(name, mine[name], theirs[name]) for name in mine}
+        return RegionStatistics(**added, soft=self.soft or other.soft, activation=self.activation)
+
+    def total(self) -> RegionStatistics:
+        """The statistics of all images as one: tensors of shape ``(1, C)``, and ``(1,)`` for ``pixels``."""
+        summed = {
+            name: value.amax(0, keepdim=True) if name in _PEAKS else value.sum(0, keepdim=True)
+            for name, value in self.fields().items()
+        }
+        return self._with(summed)
+
+    def fields(self) -> dict[str, Tensor]:
+        """The statistics that were asked for, by name."""
+        return {name: value for name in FIELDS if (value := getattr(self, name)) is not None}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The statistic of this name.
+
+        Raises:
+            ValueError: it was not asked for.
+        """
+        value = getattr(self, name, None)
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"statistics: {name!r} is needed but was not asked for; compute them with "
+                "region_statistics(..., want=loss.want)"
+            )
+        return value
+
+    def _with(self, fields: dict[str, Tensor]) -> RegionStatistics:
+        return RegionStatistics(**fields, soft=self.soft, activation=self.activation)
+
+
+def _add(name: str, first: Tensor, second: Tensor) -> Tensor:
+    if first.shape[0] != second.shape[0] or (first.shape[1:] != second.shape[1:] and name != "pixels"):
+        raise ValueError(
+            f"statistics of shapes {tuple(first.shape)} and {tuple(second.shape)} do not add; use .total() to add "
+            "batches of different sizes"
+        )
+    if name in _PEAKS:
+        return torch.maximum(first, second)
+    if first.ndim != second.ndim:  # pixels (B,) and pixels counted for each channel
+        first, second = (value if value.ndim == 2 else value.unsqueeze(1) for value in (first, second))
+    return first + second
+
+
+def _expect_mask(mask: Tensor | None, shape: torch.Size, activation: Activation) -> Tensor | None:
+    """The mask as (B, 1 or C, *spatial)."""
+    if mask is None:
+        return None
+    expected = f"(B, *spatial) = {(shape[0], *shape[2:])}"
+    if activation != "softmax":
+        expected += f" or (B, 1 or C, *spatial) = {tuple(shape)}"
+    if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
+        raise TypeError(f"mask: expected booleans or non-negative float weights {expected}, got {describe(mask)}")
+    if mask.shape == (shape[0], *shape[2:]):
+        return mask.unsqueeze(1)
+    if activation != "softmax" and mask.shape in (shape, torch.Size((shape[0], 1, *shape[2:]))):
+        return mask
+    raise ValueError(f"mask: expected the shape {expected} for these logits, got {describe(mask)}")
+
+
+def _one_of(name: str, value: object, allowed: Collection[Any]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def _expect_logits(logits: Tensor, activation: Activation) -> None:
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        raise TypeError(f"logits: expected a float tensor (B, C, *spatial), got {describe(logits)}")
+    if logits.ndim < 3 or logits.numel() == 0:
+        raise ValueError(
+            "logits: expected (B, C, *spatial) with at least one spatial dimension and one pixel, got "
+            f"{describe(logits)}"
+        )
+    if activation == "softmax" and logits.shape[1] < 2:
+        raise ValueError(
+            f"logits: softmax needs at least 2 classes, got {describe(logits)}; use activation='sigmoid' for a single "
+            "class"
+        )
+
+
+def _counts_channels(label: Label, mask: Tensor | None, shape: torch.Size) -> bool:
+    """Whether pixels are counted for each channel apart."""
+    maps = isinstance(label, (HardLabel, SmoothedLabel)) and label.index.ndim == len(shape)
+    return shape[1] > 1 and (maps or (mask is not None and mask.shape[1] > 1))
+
+
+def region_statistics(
+    logits: Tensor,
+    label: LabelLike,
+    *,
+    mask: Tensor | None = None,
+    ignore_index: int = -100,
+    activation: Activation = "softmax",
+    temperature: float = 1.0,
+    gradient: Gradient = "exact",
+    want: Collection[str] = FIELDS,
+    backend: Backend = "auto",
+) -> RegionStatistics:
+    """Sum up predictions and label over the pixels of each image and class.
+
+    This is the only place where the losses touch pixels. Pixels that are ignored or have weight 0 change nothing,
+    whatever their logits. Gradients flow back to the logits; ``chunked`` saves nothing for it but the logits and the
+    label, and gives no double backward and no gradient to the label, which ``reference`` gives.
+
+    Values are checked in eager mode on the CPU. On other devices and under torch.compile an invalid class id or
+    probability makes the image's statistics NaN instead, because looking at the values would stall the device.
+
+    Args:
+        logits: ``(B, C, *spatial)``, float16, bfloat16, float32 or float64, any strides.
+        label: a label of any kind, see :mod:`softjaccard.labels`.
+        mask: boolean, or non-negative float weights, ``(B, *spatial)``; unless under softmax also
+            ``(B, 1 or C, *spatial)``.
+        ignore_index: the class id of pixels (or votes) that do not count; for integer labels.
+        activation: ``"softmax"``, ``"sigmoid"`` (independent maps), or None: ``logits`` are probabilities in [0, 1].
+        temperature: divides the logits, and a teacher's unless it has its own.
+        gradient: ``"error_scaled"`` multiplies the derivative of all but ``cross_entropy`` with respect to p by
+            ``|p - y|``, against over-confidence (Lux et al., Beyond scalar losses: calibrating segmentation models via
+            gradient vector field surgery, MIDL 2026, PMLR 315); ``"exact"`` leaves it.
+        want: the names of the statistics to compute.
+        backend: ``"auto"``, ``"chunked"`` (constant extra memory) or ``"reference"`` (plain autograd).
+
+    Returns:
+        The statistics; those not in ``want`` are None.
+
+    Raises:
+        TypeError: an argument has the wrong dtype.
+        ValueError: a shape does not fit, an option is unknown, or a value is invalid.
+
+    Example:
+        >>> logits = torch.zeros(1, 2, 4)
+        >>> statistics = region_statistics(logits, torch.tensor([[0, 0, 0, 1]]), want={"prediction", "overlap"})
+        >>> statistics.prediction, statistics.overlap
+        (tensor([[2., 2.]]), tensor([[1.5000, 0.5000]]))
+    """
+    _one_of("activation", activation, _ACTIVATIONS)
+    _one_of("gradient", gradient, _GRADIENTS)
+    _one_of("backend", backend, _BACKENDS)
+    for name in want:
+        _one_of("want", name, FIELDS)
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature: expected a positive number, got {temperature}")
+    if activation is None and temperature != 1.0:
+        raise ValueError(f"temperature: only logits can be divided, but activation is None; got {temperature}")
+    _expect_logits(logits, activation)
+    fitted = as_label(label, logits.shape, activation)
+    mask = _expect_mask(mask, logits.shape, activation)
+    options = Options(
+        ignore_index=ignore_index,
+        activation=activation,
+        temperature=float(temperature),
+        error_scaled=gradient == "error_scaled",
+        want=tuple(name for name in FIELDS if name in want),
+        per_channel=_counts_channels(fitted, mask, logits.shape),
+        check=logits.device.type == "cpu" and not torch.compiler.is_compiling(),
+    )
+    sums = _BACKENDS[backend](logits, fitted, mask, options)
+    if "pixels" in sums and not options.per_channel:
+        sums["pixels"] = sums["pixels"][:, 0]
+    return RegionStatistics(**sums, soft=fitted.soft, activation=activation)

@@ -1,0 +1,197 @@
+"""Runs: a training or a test from configs and a command line, kept in a folder.
+
+A run's folder has `config.yaml` (every setting, resolved), `checkpoints/best.ckpt` (by validation mIoU_D) and
+`checkpoints/last.ckpt`, `metrics.csv`, `tensorboard/`, and after a test `test.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import re
+import warnings
+from argparse import ArgumentError
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from jsonargparse import Namespace as Config
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+import softjaccard
+from softjaccard.errors import InputError
+from softjaccard.training.checkpoints import CheckpointFiles, ConfigInCheckpoint, load_checkpoint
+from softjaccard.training.reporting import CSVFile, ProgressBar, write_text
+
+MONITOR = "val/mIoU_D"
+
+# What a run decides itself.
+_FIXED_TRAINER_OPTIONS = {
+    "barebones",
+    "callbacks",
+    "default_root_dir",
+    "enable_autolog_hparams",
+    "enable_checkpointing",
+    "logger",
+    "model_registry",
+    "plugins",
+}
+
+
+def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None:
+    """Train and keep the run in a folder.
+
+    Args:
+        output: The run's folder, made if need be.
+        arguments: `--config` files and single settings, as on the command line.
+        resume: Go on from the run's last checkpoint (from the beginning if there is none yet).
+
+    Raises:
+        InputError: If a setting is unknown or wrong, a file is missing, or the folder holds a run and `resume` is not
+            given, or holds none and it is.
+    """
+    saved_config, last = output / "config.yaml", output / "checkpoints" / "last.ckpt"
+    if saved_config.exists() and not resume:
+        raise InputError(f"{output} already holds a run: go on with it (--resume) or choose another --output.")
+    if resume and not saved_config.exists():
+        raise InputError(f"There is no run to resume in {output}: {saved_config} was looked for.")
+    parser = build_parser()
+    config = _parse(parser, arguments)
+    plain = _as_plain(parser, config)
+    if resume:
+        _check_same_model(plain, yaml.safe_load(saved_config.read_text(encoding="utf-8")), output)
+    seed_everything(config.seed, workers=True, verbose=False)
+    model, data = _instantiate(parser, config)
+    data.setup("fit")
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(saved_config, yaml.safe_dump(plain, sort_keys=False))
+    best = ModelCheckpoint(last.parent, "best", monitor=MONITOR, mode="max", enable_version_counter=False)
+    trainer = _trainer(
+        config,
+        output,
+        callbacks=[
+            ProgressBar(),
+            ConfigInCheckpoint(plain),
+            best,
+            ModelCheckpoint(last.parent, "last", enable_version_counter=False),
+        ],
+        logger=[CSVFile(output / "metrics.csv"), TensorBoardLogger(output, name="", version="tensorboard")],
+    )
+    trainer.fit(model, data, ckpt_path=last if resume and last.exists() else None)
+    score = "" if best.best_model_score is None else f", best validation mIoU_D {float(best.best_model_score):.4f}"
+    print(f"Trained for {trainer.current_epoch} epochs{score}. The run is in {output}.")
+    print(f"Next: softjaccard test {output}")
+
+
+def test(output: Path, checkpoint: str, arguments: Sequence[str]) -> None:
+    """Test a run's network on the test split; print the scores and write them to `test.json`.
+
+    Args:
+        output: The run's folder.
+        checkpoint: "best", "last", or the path of a checkpoint of the same network.
+        arguments: Settings that differ from the run's, as on the command line.
+
+    Raises:
+        InputError: If the run, its checkpoint or its data are missing.
+    """
+    saved_config = output / "config.yaml"
+    if not saved_config.exists():
+        raise InputError(f"There is no run in {output}: {saved_config} was looked for.")
+    named = checkpoint in ("best", "last")
+    path = output / "checkpoints" / f"{checkpoint}.ckpt" if named else Path(checkpoint)
+    state = load_checkpoint(path)
+    parser = build_parser()
+    config = _parse(parser, ["--config", str(saved_config), *arguments])
+    # The checkpoint has the encoder's weights; the file they came from need not be there any more.
+    config.model.init_args.encoder_weights = None
+    model, data = _instantiate(parser, config)
+    try:
+        model.load_state_dict(state["state_dict"])
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit the network that {saved_config} describes.") from error
+    trainer = _trainer(config, output, callbacks=[ProgressBar()], logger=False)
+    (scores,) = trainer.test(model, data, verbose=False)
+    result = {
+        "scores": {name.removeprefix("test/"): value for name, value in scores.items()},
+        "checkpoint": str(path),
+        "epoch": state["epoch"],
+        "step": state["global_step"],
+        "seed": config.seed,
+        "versions": {
+            "softjaccard": softjaccard.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "lightning", "timm", "segmentation-models-pytorch")},
+        },
+    }
+    write_text(output / "test.json", json.dumps(result, indent=2) + "\n")
+    for name, value in sorted(result["scores"].items()):
+        print(f"{name:<24}{value:8.4f}")
+    print(f"Written to {output / 'test.json'}.")
+
+
+def build_parser() -> ArgumentParser:
+    """Return the parser of a run's settings: seed, model, data and trainer."""
+    parser = ArgumentParser(prog="softjaccard fit", exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="A YAML file; more than one add up, the last wins.")
+    parser.add_argument("--seed", type=int, default=0, help="Of initial weights, order and augmentation.")
+    parser.add_argument("--model", type=LightningModule, required=True, help="The Lightning module to train.")
+    parser.add_argument("--data", type=LightningDataModule, required=True, help="Its data module.")
+    parser.add_class_arguments(Trainer, "trainer", skip=_FIXED_TRAINER_OPTIONS, instantiate=False)
+    parser.link_arguments("seed", "data.init_args.seed")
+    return parser
+
+
+def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> Config:
+    try:
+        return parser.parse_args(list(arguments))
+    except ArgumentError as error:
+        raise InputError(_shorten(str(error))) from error
+
+
+def _shorten(message: str) -> str:
+    """Bring jsonargparse's nested report into one line that begins with the dotted name of the setting."""
+    name = ".".join(re.findall(r'Parser key "([^"]+)":', message))
+    frame = re.compile(r'^(- )?(Parser key|Problem with given class_path|Does not validate|Subtypes:|Errors:|Given value)')
+    lines = [line.strip() for line in message.replace(f'Parser key "{name}": ', "").splitlines()]
+    problem = " ".join(line.removeprefix("- ") for line in lines if not frame.match(line))
+    problem = re.sub(r"<class '(\w+)'>", r"\1", problem)
+    problem = re.sub(r"the following arguments are required: ([\w, ]+)", rf"\1 is required", problem)
+    return f"{name}: {problem}" if name else problem
+
+
+def _instantiate(parser: ArgumentParser, config: Config) -> tuple[LightningModule, LightningDataModule]:
+    try:
+        instances = parser.instantiate(config)
+    except ValueError as error:  # what our constructors raise for a setting out of range
+        raise InputError(str(error)) from error
+    return instances.model, instances.data
+
+
+def _as_plain(parser: ArgumentParser, config: Config) -> dict[str, Any]:
+    plain: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_none=False))
+    plain.pop("config", None)
+    return plain
+
+
+def _check_same_model(config: dict[str, Any], saved: dict[str, Any], output: Path) -> None:
+    changed = [name for name in ("seed", "model") if config[name] != saved[name]]
+    if changed:
+        raise InputError(
+            f"A run is resumed with the settings it began with; {' and '.join(changed)} differ from "
+            f"{output / 'config.yaml'}. Repeat them, or start another run with another --output."
+        )
+
+
+def _trainer(config: Config, output: Path, **settings: Any) -> Trainer:
+    # Advice of Lightning's that does not apply here or that a user of the command cannot follow.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*exists and is not empty.*"):
+        warnings.filterwarnings("ignore", message)
+    return Trainer(**config.trainer.as_dict(), default_root_dir=output, plugins=[CheckpointFiles()], **settings)

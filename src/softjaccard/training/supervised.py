@@ -1,0 +1,146 @@
+"""Training with hard labels: a network, a loss, and the scores to watch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional
+
+from softjaccard.data.module import Batch
+from softjaccard.errors import InputError
+from softjaccard.metrics import CalibrationError, FineGrainedIoU
+from softjaccard.models import create_model
+from softjaccard.training.optimisation import OptimiserSettings, build_optimiser, build_schedule
+
+
+class SupervisedSegmentation(LightningModule):
+    """Trains a network on labelled images and logs mIoU (D, I and C) and the expected calibration error.
+
+    Args:
+        loss: A module from logits (B, C, H, W) and integer labels (B, H, W) with -100 for ignored pixels to a scalar.
+        num_classes: C, at least 2.
+        architecture: A name of segmentation_models.pytorch, such as deeplabv3plus or unet.
+        encoder: A name of segmentation_models.pytorch, or tu- and a name of timm.
+        encoder_weights: None for random weights; imagenet to download published ones; or the path of a .pth or
+            .safetensors file with the encoder's weights.
+        mean: Of the images' channels in [0, 1], as the encoder expects it; null for the one its weights were made with.
+        std: Likewise.
+        model_options: Further arguments of the architecture's class in segmentation_models.pytorch.
+        optimiser: How weights are updated.
+
+    Raises:
+        InputError: If a name is unknown, or weights are missing or do not fit.
+    """
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        num_classes: int,
+        *,
+        architecture: str = "deeplabv3plus",
+        encoder: str = "tu-tf_efficientnet_lite0",
+        encoder_weights: str | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        model_options: Mapping[str, Any] | None = None,
+        optimiser: OptimiserSettings = OptimiserSettings(),  # noqa: B008 (frozen)
+    ) -> None:
+        super().__init__()
+        self.loss, self.num_classes, self.optimiser_settings = loss, num_classes, optimiser
+        self.network = create_model(
+            architecture,
+            encoder,
+            num_classes,
+            encoder_weights=encoder_weights,
+            mean=mean,
+            std=std,
+            options=model_options,
+        )
+        self.training_iou = FineGrainedIoU(num_classes)
+        self.evaluation_iou = FineGrainedIoU(num_classes)
+        self.calibration = CalibrationError(num_classes, from_logits=True)
+
+    def setup(self, stage: str) -> None:
+        """Check that the data have the classes the network was built for.
+
+        Raises:
+            InputError: If they have not.
+        """
+        for split, dataset in self._datasets().items():
+            if dataset.num_classes != self.num_classes:
+                raise InputError(
+                    f"model.num_classes is {self.num_classes}, but the {split} data have {dataset.num_classes} classes."
+                )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits (B, C, h, w) at the network's own resolution of images (B, 3, H, W) in [0, 1]."""
+        logits: Tensor = self.network(image)
+        return logits
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Return the loss of a batch."""
+        logits, loss = self._logits_and_loss(batch)
+        self.training_iou.update(logits.detach(), batch["label"])
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/mIoU_D", self.training_iou.compute()["mIoU_D"].float(), prog_bar=True)
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        """Begin the running mIoU anew."""
+        self.training_iou.reset()
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Add a batch to the scores."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_index: int) -> None:
+        """Add a batch to the scores."""
+        self._evaluate(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores, and the IoU of every class that is predicted or labelled anywhere."""
+        iou = self.evaluation_iou.compute()
+        dataset = self._datasets().get("test")
+        names = dataset.classes if dataset else [str(index) for index in range(self.num_classes)]
+        for name, value, active in zip(names, iou["IoU_D"], iou["active_D"], strict=True):
+            if active:
+                self.log(f"test/IoU_D/{name}", value.float())
+        self._log_scores("test")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimiser and its schedule over the whole training."""
+        optimiser = build_optimiser(self.network, self.optimiser_settings)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = build_schedule(optimiser, self.optimiser_settings, steps)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _logits_and_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return logits at the label's size, and their loss."""
+        label = batch["label"]
+        logits = functional.interpolate(self(batch["image"]), size=label.shape[-2:], mode="bilinear")
+        return logits, self.loss(logits, label)
+
+    def _evaluate(self, batch: Batch, stage: str) -> None:
+        logits, loss = self._logits_and_loss(batch)
+        self.evaluation_iou.update(logits, batch["label"])
+        self.calibration.update(logits, batch["label"])
+        self.log(f"{stage}/loss", loss, batch_size=len(logits))
+
+    def _log_scores(self, stage: str) -> None:
+        scores = {**self.evaluation_iou.compute(), **self.calibration.compute()}
+        for name in ("mIoU_D", "mIoU_I", "mIoU_C", "ECE"):
+            self.log(f"{stage}/{name}", scores[name].float(), prog_bar=stage == "val" and name == "mIoU_D")
+        self.evaluation_iou.reset()
+        self.calibration.reset()
+
+    def _datasets(self) -> Mapping[str, Any]:
+        data = getattr(self.trainer, "datamodule", None)
+        return getattr(data, "datasets", {})

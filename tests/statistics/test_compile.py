@@ -1,0 +1,63 @@
+"""`region_statistics` under torch.compile, autocast and on the meta device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import oracle
+import pytest
+import torch
+
+import softjaccard as sj
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> None:
+    """No recompilation limits left over from other tests."""
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@pytest.mark.parametrize(
+    ("activation", "classes", "kind", "mask"),
+    [
+        ("softmax", 5, "hard", "no mask"),
+        ("softmax", 5, "dense", "weights"),
+        ("softmax", 5, "smoothed_where", "bool"),
+        ("softmax", 5, "teacher_own", "no mask"),
+        ("softmax", 5, "raters_weighted", "no mask"),
+        ("sigmoid", 1, "hard", "no mask"),
+        ("sigmoid", 3, "maps", "channel weights"),
+        (None, 3, "dense", "no mask"),
+    ],
+)
+def test_compiled_without_graph_breaks(activation: str | None, classes: int, kind: str, mask: str, backend: str) -> None:
+    case = oracle.make_case(kind, activation, classes, mask=mask)
+
+    def run(logits: torch.Tensor) -> Any:
+        return case.statistics(logits, backend=backend)
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")(case.logits)
+    oracle.statistics_close(compiled, oracle.sums(case.pixels()), 1e-10)
+    value, upstream = oracle.random_upstream(compiled)
+    oracle.close(oracle.gradient_of(value, case.logits), oracle.pull_back(case.pixels(), upstream), 1e-10)
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_compiled_with_labels_as_arguments(backend: str) -> None:
+    compiled = torch.compile(sj.region_statistics, fullgraph=True, backend="aot_eager")
+    for kind in ("hard", "smoothed", "teacher"):
+        case = oracle.make_case(kind, mask="bool")
+        statistics = compiled(case.logits, case.label, mask=case.mask, backend=backend)
+        oracle.statistics_close(statistics, oracle.sums(case.pixels()), 1e-10)
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_changes_nothing(dtype: torch.dtype, backend: str) -> None:
+    case = oracle.make_case("teacher", dtype=torch.float32, mask="weights")
+    with torch.autocast("cpu", dtype=dtype):
+        statistics = case.statistics(backend=backend)
+        value, upstream = oracle.random_upstream(statistics)
+    oracle.statistics_close(statistics, oracle.sums(case.pixels()), 1e-5)
+    oracle.close(oracle.gradient_of(value, case.logits), oracle.pull_back(case.pixels(), upstream), 1e-5)
