@@ -90,16 +90,19 @@ class SegmentationData(LightningDataModule, ABC):
     A batch is a dictionary of plain tensors: `image` float32 (B, 3, H, W) in [0, 1]; `label` int64 (B, H, W) with -100
     where nothing counts, whatever id the files use; and what else the data set gives. Training images are shuffled,
     flipped and cropped, all as a function of (seed, epoch, image); an incomplete last batch is left out. Validation and
-    test images come whole, padded to a common multiple.
+    test images come whole. All are padded to `pad_multiple`.
 
     Args:
         batch_size: Images in a training batch.
         evaluation_batch_size: Images in a validation or test batch.
-        crop: Height and width of the training crops; multiples of the encoder's stride.
+        crop: Height and width of the training crops.
         flip: Probability of mirroring a training image.
-        pad_multiple: Validation and test images are padded to a multiple of this, the encoder's stride.
+        pad_multiple: Batches are padded to a height and width that are multiples of this, the encoder's stride.
         workers: Processes that read images; 0 reads in the main process.
         seed: Of order and augmentation.
+
+    Raises:
+        InputError: If a number is out of its range.
     """
 
     def __init__(
@@ -114,6 +117,18 @@ class SegmentationData(LightningDataModule, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("evaluation_batch_size", evaluation_batch_size, 1),
+            ("crop", min(crop), 1),
+            ("pad_multiple", pad_multiple, 1),
+            ("workers", workers, 0),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise InputError(f"{name} is {value}, but must be at least {least}.")
+        if not 0 <= flip <= 1:
+            raise InputError(f"flip is {flip}, but must be a probability.")
         self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
         self.crop, self.flip, self.pad_multiple = crop, flip, pad_multiple
         self.workers, self.seed = workers, seed

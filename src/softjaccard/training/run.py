@@ -24,6 +24,7 @@ from jsonargparse import Namespace as Config
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import softjaccard
 from softjaccard.errors import InputError
@@ -59,7 +60,7 @@ def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None
     """
     saved_config, last = output / "config.yaml", output / "checkpoints" / "last.ckpt"
     if saved_config.exists() and not resume:
-        raise InputError(f"{output} already holds a run: go on with it (--resume) or choose another --output.")
+        raise InputError(f"{output} already holds a run: go on with it (--resume), choose another --output, or remove it.")
     if resume and not saved_config.exists():
         raise InputError(f"There is no run to resume in {output}: {saved_config} was looked for.")
     parser = build_parser()
@@ -70,8 +71,6 @@ def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None
     seed_everything(config.seed, workers=True, verbose=False)
     model, data = _instantiate(parser, config)
     data.setup("fit")
-    output.mkdir(parents=True, exist_ok=True)
-    write_text(saved_config, yaml.safe_dump(plain, sort_keys=False))
     best = ModelCheckpoint(last.parent, "best", monitor=MONITOR, mode="max", enable_version_counter=False)
     trainer = _trainer(
         config,
@@ -84,6 +83,8 @@ def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None
         ],
         logger=[CSVFile(output / "metrics.csv"), TensorBoardLogger(output, name="", version="tensorboard")],
     )
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(saved_config, yaml.safe_dump(plain, sort_keys=False))
     trainer.fit(model, data, ckpt_path=last if resume and last.exists() else None)
     score = "" if best.best_model_score is None else f", best validation mIoU_D {float(best.best_model_score):.4f}"
     print(f"Trained for {trainer.current_epoch} epochs{score}. The run is in {output}.")
@@ -194,4 +195,8 @@ def _trainer(config: Config, output: Path, **settings: Any) -> Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (".*does not have many workers.*", ".*exists and is not empty.*"):
         warnings.filterwarnings("ignore", message)
-    return Trainer(**config.trainer.as_dict(), default_root_dir=output, plugins=[CheckpointFiles()], **settings)
+    options = config.trainer.as_dict()
+    try:
+        return Trainer(**options, default_root_dir=output, plugins=[CheckpointFiles()], **settings)
+    except (ValueError, MisconfigurationException) as error:
+        raise InputError(f"trainer: {error}") from error
