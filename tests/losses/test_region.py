@@ -44,6 +44,7 @@ def random_options(seed: int, classes: int) -> dict[str, Any]:
     """One random point of the whole grid of options."""
     pick = random.Random(seed)
     some = sorted(pick.sample(range(classes), k=max(1, classes // 2)))
+    log = pick.choice([False, True])
     return {
         "alpha": pick.choice([0.0, 0.3, 1.0, 2.0]),
         "beta": pick.choice([0.2, 0.7, 1.0]),
@@ -52,8 +53,8 @@ def random_options(seed: int, classes: int) -> dict[str, Any]:
         "classes": pick.choice(["auto", "present", "predicted", "either", "all", some]),
         "class_threshold": pick.choice([0.01, 0.6]),
         "class_weight": pick.choice([None, [pick.randint(1, 12) / 4 for _ in range(classes)]]),
-        "smooth": pick.choice([0.0, 1e-3, 1.0, 10.0]),
-        "log": pick.choice([False, True]),
+        "smooth": pick.choice([0.5 if log else 0.0, 1e-3, 1.0, 10.0]),  # the logarithm of a score of 0 is clamped
+        "log": log,
         "gamma": pick.choice([1.0, 1.5, 2.0]),
     }
 
@@ -80,9 +81,15 @@ def test_each_form_mean_and_choice_of_classes(form: str, classes: Any, per: str,
 
 
 def test_the_choices_of_classes_differ() -> None:
-    case = oracle.make_case("hard", classes=8, size=(3, 4))
-    values = {c: float(sj.jaccard_loss(case.logits, case.label, classes=c, smooth=0.1)) for c in ("present", "predicted", "either", "all")}
-    assert len(set(values.values())) == 4
+    p = torch.tensor([[[0.2, 0.3], [0.6, 0.7], [0.2, 0.0], [0.0, 0.0]]])  # class 1 is predicted, classes 0 and 2 are present
+    label = torch.tensor([[0, 2]])
+    losses = sj.jaccard_loss(p, label, classes="all", activation=None, reduction="none", smooth=0.0)
+    assert losses.tolist() == pytest.approx([1 - 0.2 / 1.3, 1, 1, 0])
+    expected = {"present": [0, 2], "predicted": [1], "either": [0, 1, 2], "all": [0, 1, 2, 3], (0, 3): [0, 3]}
+    for classes, active in expected.items():
+        classes = classes if isinstance(classes, str) else list(classes)
+        value = sj.jaccard_loss(p, label, classes=classes, activation=None, smooth=0.0)
+        assert float(value) == pytest.approx(float(losses[active].mean()))
 
 
 def test_the_means_differ() -> None:
@@ -95,7 +102,7 @@ def test_the_means_differ() -> None:
 def test_auto_goes_by_the_type_of_the_label(kind: str) -> None:
     case = oracle.make_case(kind)
     auto, present, everything = (
-        sj.jaccard_loss(case.logits, case.label, classes=c, class_threshold=0.6) for c in ("auto", "present", "all")
+        sj.jaccard_loss(case.logits, case.label, classes=c, class_threshold=0.995) for c in ("auto", "present", "all")
     )
     assert auto == (present if kind == "hard" else everything) and present != everything
     maps = oracle.make_case("maps", "sigmoid", 3, size=(2, 1))

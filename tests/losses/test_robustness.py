@@ -32,8 +32,8 @@ def all_losses(gradient: str = "exact", **options: Any) -> list[Any]:
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest, small_tiles: None) -> str:
-    """Both backends, chunked in many tiles."""
+def backend(request: pytest.FixtureRequest) -> str:
+    """Both backends."""
     return request.param
 
 
@@ -41,12 +41,11 @@ def backend(request: pytest.FixtureRequest, small_tiles: None) -> str:
 def test_nothing_counted_is_zero_with_zero_gradients(activation: str | None, classes: int, kind: str, backend: str) -> None:
     case = oracle.make_case(kind, activation, classes, dtype=torch.float32)
     mask = torch.zeros(3, 7, 9, dtype=torch.bool)
-    for poison in (0.5, float("nan")):
-        logits = torch.full_like(case.logits, poison).requires_grad_()
-        for loss in all_losses(activation=activation, backend=backend):
-            value = loss(logits, case.label, mask)
-            assert value == 0
-            assert (oracle.gradient_of(value, logits) == 0).all()
+    logits = torch.full_like(case.logits, float("nan")).requires_grad_()
+    for loss in all_losses(activation=activation, backend=backend):
+        value = loss(logits, case.label, mask)
+        assert value == 0
+        assert (oracle.gradient_of(value, logits) == 0).all()
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -60,28 +59,26 @@ def test_a_label_of_ignored_pixels_alone_is_zero(reduction: str, backend: str) -
 @pytest.mark.parametrize("gradient", ["exact", "error_scaled"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(
-    ("activation", "classes", "kind"), [e for e in oracle.GRID if e[0] is not None and e[2] not in ("teacher_own", "raters_weighted")]
+    ("activation", "classes", "kind"),
+    [("softmax", 5, kind) for kind in ("hard", "dense", "smoothed", "teacher", "raters")]
+    + [("sigmoid", 1, "hard"), ("sigmoid", 3, "maps"), ("sigmoid", 3, "teacher")],
 )
 def test_extreme_logits_stay_finite(
     activation: str, classes: int, kind: str, dtype: torch.dtype, gradient: str, backend: str
 ) -> None:
-    case = oracle.make_case(kind, activation, classes, dtype=dtype, size=(6, 7))
+    case = oracle.make_case(kind, activation, classes, dtype=dtype, size=(6, 7), batch=4)
     extremes = torch.tensor([-1e4, -1e4, 0.0, 1e4, 1e4, 20.0, -90.0], dtype=dtype)
-    if isinstance(case.label, sj.TeacherLabel):
+    if kind == "teacher":
         case.label = sj.TeacherLabel(extremes[torch.randint(0, 7, case.logits.shape)])
-    inputs = {
-        "mixed": extremes[torch.randint(0, 7, case.logits.shape)],
-        "one class everywhere": torch.full_like(case.logits, -1e4).index_fill(1, torch.tensor([0]), 1e4),
-        "no class": torch.full_like(case.logits, -1e4),
-        "every class": torch.full_like(case.logits, 1e4),
-    }
-    for name, values in inputs.items():
-        for temperature in (1.0, 0.1):
-            for loss in all_losses(activation=activation, temperature=temperature, backend=backend, gradient=gradient):
-                logits = values.clone().requires_grad_()
-                value = loss(logits, case.label)
-                assert torch.isfinite(value), f"{loss} at {name}: {value}"
-                assert torch.isfinite(oracle.gradient_of(value, logits)).all(), f"gradient of {loss} at {name}"
+    one_class = torch.full_like(case.logits, -1e4).index_fill(1, torch.tensor([0]), 1e4)
+    mixed = extremes[torch.randint(0, 7, case.logits.shape)]
+    mixed[1], mixed[2], mixed[3] = one_class[1], -1e4, 1e4
+    for values, temperature in ((mixed, 1.0), (mixed, 0.1), (one_class, 1.0)):  # 1e4 / 0.1 is too much for float16
+        for loss in all_losses(activation=activation, temperature=temperature, backend=backend, gradient=gradient):
+            logits = values.detach().clone().requires_grad_()
+            value = loss(logits, case.label)
+            assert torch.isfinite(value), f"{loss}: {value}"
+            assert torch.isfinite(oracle.gradient_of(value, logits)).all(), f"gradient of {loss}"
 
 
 @pytest.mark.parametrize("kind", ["hard", "dense"])
@@ -95,15 +92,13 @@ def test_probabilities_of_zero_and_one_stay_finite(kind: str, backend: str) -> N
 
 
 def test_rounding_never_makes_a_power_of_a_negative_loss(backend: str) -> None:
-    for seed in range(30):
-        torch.manual_seed(seed)
-        logits = torch.randn(2, 6, 40, requires_grad=True)
-        for form in ("metric", "metric2"):
-            for log in (False, True):
-                value = sj.jaccard_loss(
-                    logits, sj.TeacherLabel(logits.detach()), form=form, log=log, gamma=1.5, per="image", smooth=0.0, backend=backend
-                )
-                assert torch.isfinite(value) and value >= 0 and torch.isfinite(oracle.gradient_of(value, logits)).all()
+    logits = torch.randn(300, 6, 40, requires_grad=True)
+    options = {"gamma": 1.5, "per": "image", "smooth": 0.0, "reduction": "none", "backend": backend}
+    for form in ("metric", "metric2"):
+        for log in (False, True):
+            value = sj.jaccard_loss(logits, sj.TeacherLabel(logits.detach()), form=form, log=log, **options)
+            assert torch.isfinite(value).all() and (value >= 0).all()
+            assert torch.isfinite(oracle.gradient_of(value.sum(), logits)).all()
 
 
 def test_the_log_at_score_zero_is_large_and_finite(backend: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -45,10 +46,11 @@ def draw_comparison(
     """
     if len(classes) > len(PALETTE):
         raise ValueError(f"classes: expected at most {len(PALETTE)} names, got {len(classes)}")
+    known = torch.where((label >= 0) & (label < len(classes)), label, len(classes))
     colours = {"cmap": ListedColormap([*PALETTE[: len(classes)], _UNLABELLED]), "vmin": 0, "vmax": len(classes)}
     doubt = {"cmap": "magma", "vmin": 0, "vmax": 0.6}
     groups: dict[str, dict[str, tuple[Tensor, dict[str, Any]]]] = {
-        "Scene": {"image": (image.movedim(1, -1), {}), "label": (label.clamp(0, len(classes)), colours)},
+        "Scene": {"image": (image.movedim(1, -1), {}), "label": (known, colours)},
         "Predicted class": {name: (p.argmax(1), colours) for name, p in predictions.items()},
         "Doubt: 1 - largest probability": {
             name: (1 - p.amax(1), doubt) for name, p in {"annotators": annotators, **predictions}.items()

@@ -29,7 +29,8 @@ def probabilities(logits: Tensor, activation: Activation) -> Tensor:
     """Probabilities ``(B, C, *spatial)`` of logits of that shape; under None the input is probabilities already."""
     if activation == "softmax":
         return torch.softmax(logits, 1)
-    return torch.sigmoid(logits) if activation == "sigmoid" else logits
+    # Contiguous, because strides can change sigmoid's last bit, and equal logits have to give equal probabilities.
+    return torch.sigmoid(logits.contiguous()) if activation == "sigmoid" else logits
 
 
 @dataclass(frozen=True, eq=False)
@@ -335,10 +336,11 @@ class TeacherLabel(Label):
     ) -> Resolved:
         """The teacher's probabilities."""
         temperature = options.temperature if self.temperature is None else self.temperature
-        logits = self.logits.to(dtype)
-        if selected is not None:
-            logits = torch.where(selected, logits, 0.0)
         activation = options.activation or ("softmax" if shape[1] > 1 else "sigmoid")
+        logits = self.logits.to(dtype)
+        if selected is not None:  # softmax needs the logits of every channel
+            matters = selected.any(1, keepdim=True) if activation == "softmax" else selected
+            logits = torch.where(matters, logits, 0.0)
         return Resolved(probabilities(logits / temperature, activation), None)
 
 
@@ -404,12 +406,15 @@ class RaterLabel(Label):
     ) -> Resolved:
         """Shares of the votes."""
         classes = max(shape[1], 2)
-        if selected is not None:
-            selected = selected.expand(-1, self.votes.shape[1], *[-1] * (len(shape) - 2))
+        if selected is not None:  # a vote is about all classes: it matters if any channel does
+            selected = selected.any(1, keepdim=True)
         votes, kept = class_ids(self.votes, classes, options.ignore_index, selected, check)
         if self.weights is not None:
             weights = self.weights.to(dtype)
-            check.flag(~(weights >= 0).all(1, keepdim=True), lambda: "weights: expected no negative or NaN weights")
+            check.flag(
+                ~(weights >= 0).all(1, keepdim=True),
+                lambda: f"weights: expected numbers of at least 0, found {weights.min().item():.4g}",
+            )
         else:
             weights = torch.ones_like(votes, dtype=dtype)
         if kept is not None:

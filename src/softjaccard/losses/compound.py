@@ -25,6 +25,7 @@ class CompoundLoss(StatisticsLoss):
         class_weight: ``(C,)`` weights of the classes in the cross-entropy; the region loss has its own.
 
     Raises:
+        TypeError: ``region`` is no region loss.
         ValueError: a weight is negative, or ``region`` does not reduce to a scalar.
 
     Example:
@@ -43,6 +44,8 @@ class CompoundLoss(StatisticsLoss):
         class_weight: Sequence[float] | Tensor | None = None,
     ) -> None:
         """See the class."""
+        if not isinstance(region, TverskyLoss):
+            raise TypeError(f"region: expected JaccardLoss, DiceLoss or TverskyLoss, got {type(region).__name__}")
         if region.reduction != "mean":
             raise ValueError(f"region: expected a loss with reduction='mean', got reduction={region.reduction!r}")
         super().__init__(

@@ -113,7 +113,7 @@ class KLDivergenceLoss(CrossEntropyLoss):
     @property
     def want(self) -> frozenset[str]:
         """The names of the statistics that this loss needs."""
-        return super().want | {"label_entropy"}
+        return frozenset({"label_entropy", "cross_entropy", "pixels" if self.activation == "sigmoid" else "label"})
 
     def from_statistics(self, statistics: RegionStatistics) -> Tensor:
         """See :meth:`StatisticsLoss.from_statistics`."""

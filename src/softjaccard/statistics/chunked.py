@@ -326,10 +326,10 @@ def chunked(logits: Tensor, label: Label, mask: Tensor | None, options: Options)
     """The sums ``(B, C)`` in ``options.want``; ``mask`` is ``(B, 1 or C, *spatial)``."""
     if not options.want:
         return {}
-    for name, tensor in (*label.tensors().items(), *([] if mask is None else [("mask", mask)])):
-        if tensor.requires_grad:
+    for name, tensors in (("label", [*label.tensors().values()]), ("mask", [] if mask is None else [mask])):
+        if any(tensor.requires_grad for tensor in tensors):
             raise ValueError(
-                f"{name}: {describe(tensor)} requires grad, but this backend gives gradients to the logits only; "
+                f"{name}: {describe(tensors[0])} requires grad, but this backend gives gradients to the logits only; "
                 "detach it (or evaluate the teacher under torch.no_grad()), or use backend='reference'"
             )
     sums = _sums_operator(

@@ -65,8 +65,15 @@ def resolve_weight(mask: Tensor | None, dtype: torch.dtype, check: ValueCheck) -
     if mask.dtype == torch.bool:
         return mask.to(dtype), mask
     weight = mask.to(dtype)
-    check.flag(~((weight >= 0) & (weight < float("inf"))), lambda: "mask: expected finite weights of at least 0")
+    check.flag(~((weight >= 0) & (weight < float("inf"))), lambda: _explain_weights(weight))
     return weight, weight != 0
+
+
+def _explain_weights(weight: Tensor) -> str:
+    return (
+        "mask: expected finite weights of at least 0, found values from "
+        f"{weight.min().item():.4g} to {weight.max().item():.4g}"
+    )
 
 
 def resolve_pixels(logits: Tensor, label: Label, mask: Tensor | None, options: Options) -> Pixels:

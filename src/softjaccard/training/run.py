@@ -161,9 +161,10 @@ def _shorten(message: str) -> str:
     name = ".".join(re.findall(r'Parser key "([^"]+)":', message))
     frame = re.compile(r'^(- )?(Parser key|Problem with given class_path|Does not validate|Subtypes:|Errors:|Given value)')
     lines = [line.strip() for line in message.replace(f'Parser key "{name}": ', "").splitlines()]
-    problem = " ".join(line.removeprefix("- ") for line in lines if not frame.match(line))
-    problem = re.sub(r"<class '(\w+)'>", r"\1", problem)
-    problem = re.sub(r"the following arguments are required: ([\w, ]+)", rf"\1 is required", problem)
+    problem = "; ".join(line.removeprefix("- ").rstrip(".") for line in lines if not frame.match(line))
+    problem = re.sub(r"Expected a <class '([\w.]+)'>", r"expected \1", problem)
+    problem = problem.replace("Expected a typing.Literal", "expected one of ")
+    problem = re.sub(r"the following arguments are required: ([\w, ]+)", r"\1 is required", problem)
     return f"{name}: {problem}" if name else problem
 
 
