@@ -14,10 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # `import oracle` from every fol
 settings.register_profile("reproducible", deadline=None, derandomize=True, max_examples=100)
 settings.load_profile("reproducible")
 
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker of tests that take more than a few seconds."""
-    config.addinivalue_line("markers", "slow: takes more than a few seconds (leave out with -m 'not slow')")
+# The tensors are small: more threads cost more than they give, most of all on a busy machine.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
-"""A NumPy float64 transcription of the definitions: labels, region statistics, losses and their gradients; and the cases to try.
+"""A NumPy float64 transcription of the definitions (labels, region statistics, losses, gradients), and the cases to try.
 
-Nothing here is taken from the implementation, and no automatic differentiation is used: losses are differentiated by the
-statistics with complex steps, and the statistics by the logits with the formulas written out.
+Nothing here is taken from the implementation, and no automatic differentiation is used: losses are differentiated by
+the statistics with complex steps, and the statistics by the logits with the formulas written out.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def array(values: Tensor) -> Array:
     return values.detach().cpu().to(torch.float64).numpy()
 
 
-# --- labels ---------------------------------------------------------------------------------------------------------------
+# --- labels ---------------------------------------------------------------------------------------
 
 
 def softmax(values: Array) -> Array:
@@ -63,7 +63,11 @@ def one_hot(index: Array, classes: int) -> Array:
 
 
 def dense_label(
-    label: Any, shape: Sequence[int], ignore_index: int = -100, activation: str | None = "softmax", temperature: float = 1.0
+    label: Any,
+    shape: Sequence[int],
+    ignore_index: int = -100,
+    activation: str | None = "softmax",
+    temperature: float = 1.0,
 ) -> tuple[Array, Array]:
     """Label and counted elements, both of the shape (B, C, *spatial) of the logits."""
     classes = shape[1]
@@ -83,7 +87,11 @@ def dense_label(
     if isinstance(label, sj.RaterLabel):
         votes = array(label.votes)
         batch, raters = votes.shape[:2]
-        weights = np.ones((batch, raters)) if label.weights is None else np.broadcast_to(array(label.weights), (batch, raters))
+        weights = (
+            np.ones((batch, raters))
+            if label.weights is None
+            else np.broadcast_to(array(label.weights), (batch, raters))
+        )
         count, total = np.zeros(shape), np.zeros((batch, *votes.shape[2:]))
         for b in range(batch):
             for r in range(raters):
@@ -109,12 +117,12 @@ def weights_of(mask: Tensor | None, shape: Sequence[int]) -> Array:
     return np.broadcast_to(weights if weights.ndim == len(shape) else weights[:, None], shape)
 
 
-# --- region statistics ----------------------------------------------------------------------------------------------------
+# --- region statistics ----------------------------------------------------------------------------
 
 
 @dataclass
 class Pixels:
-    """What the sums run over: predictions p, labels y, weights w, all (B, C, *spatial); w is 0 and p, y are harmless where ignored."""
+    """What the sums run over: predictions p, labels y, weights w, all (B, C, *spatial); where ignored w is 0."""
 
     p: Array
     y: Array
@@ -139,7 +147,9 @@ def pixels_of(
     w = np.where(counted, weights_of(mask, shape), 0.0)
     x = np.where(w > 0, array(logits), 0.5)
     y = np.where(w > 0, y, 0.5)
-    p = {"softmax": lambda: softmax(x / temperature), "sigmoid": lambda: sigmoid(x / temperature), None: lambda: x}[activation]()
+    p = {"softmax": lambda: softmax(x / temperature), "sigmoid": lambda: sigmoid(x / temperature), None: lambda: x}[
+        activation
+    ]()
     return Pixels(p, y, w, x, activation, temperature)
 
 
@@ -164,7 +174,9 @@ def sums(pixels: Pixels) -> Sums:
     p, y, w = pixels.p, pixels.y, pixels.w
     log_p, log_not_p = log_predictions(pixels)
     binary = pixels.activation == "sigmoid"
-    cross_entropy = np.where(y > 0, -y * np.where(y > 0, log_p, 0), 0) - (np.where(y < 1, (1 - y) * log_not_p, 0) if binary else 0)
+    cross_entropy = np.where(y > 0, -y * np.where(y > 0, log_p, 0), 0) - (
+        np.where(y < 1, (1 - y) * log_not_p, 0) if binary else 0
+    )
     entropy = -xlogy(y, y) - (xlogy(1 - y, 1 - y) if binary else 0)
     axes = tuple(range(2, p.ndim))
     terms = {
@@ -212,7 +224,7 @@ def pull_back(pixels: Pixels, upstream: Mapping[str, Array], gradient: str = "ex
     return by_p - entropy * np.where(p >= 1e-12, y / np.maximum(p, 1e-12), 0)
 
 
-# --- losses ---------------------------------------------------------------------------------------------------------------
+# --- losses ---------------------------------------------------------------------------------------
 
 
 def reduce_classes(values: Array, active: Array, per: str, class_weight: Array | None = None) -> Any:
@@ -237,14 +249,22 @@ def reduce_classes(values: Array, active: Array, per: str, class_weight: Array |
 
 def total(stats: Sums) -> Sums:
     """Sums over the images (maxima for the peaks), (1, C)."""
-    return {n: v.max(axis=0, keepdims=True) if n.endswith("peak") else v.sum(axis=0, keepdims=True) for n, v in stats.items()}
+    return {
+        n: v.max(axis=0, keepdims=True) if n.endswith("peak") else v.sum(axis=0, keepdims=True)
+        for n, v in stats.items()
+    }
 
 
 def active_classes(stats: Sums, classes: str | Sequence[int], threshold: float) -> Array:
     """Which entries enter the mean, (N, C)."""
     present, predicted = stats["label_peak"].real > threshold, stats["prediction_peak"].real > 0.5
     if isinstance(classes, str):
-        chosen = {"present": present, "predicted": predicted, "either": present | predicted, "all": np.ones_like(present)}[classes]
+        chosen = {
+            "present": present,
+            "predicted": predicted,
+            "either": present | predicted,
+            "all": np.ones_like(present),
+        }[classes]
     else:
         chosen = np.zeros_like(present)
         chosen[:, list(classes)] = True
@@ -268,8 +288,8 @@ def tversky(
 ) -> Any:
     """The region loss with all its options; `classes="auto"` is the caller's to resolve."""
     if isinstance(per, Mapping):
-        options = dict(alpha=alpha, beta=beta, form=form, classes=classes, class_threshold=class_threshold)
-        options |= dict(class_weight=class_weight, smooth=smooth, log=log, gamma=gamma)
+        options = {"alpha": alpha, "beta": beta, "form": form, "classes": classes, "class_threshold": class_threshold}
+        options |= {"class_weight": class_weight, "smooth": smooth, "log": log, "gamma": gamma}
         return sum(weight * tversky(stats, per=one, **options) for one, weight in per.items())
     if per == "dataset":
         stats = total(stats)
@@ -295,13 +315,19 @@ def mean_entropy(stats: Sums, numerator: Array, activation: str | None, class_we
     return (weight * numerator).sum() / norm if norm.real > 0 else 0.0
 
 
-def cross_entropy(stats: Sums, *, activation: str | None = "softmax", class_weight: Sequence[float] | None = None) -> Any:
+def cross_entropy(
+    stats: Sums, *, activation: str | None = "softmax", class_weight: Sequence[float] | None = None
+) -> Any:
     """Mean cross-entropy."""
     return mean_entropy(stats, stats["cross_entropy"], activation, class_weight)
 
 
 def kl_divergence(
-    stats: Sums, *, activation: str | None = "softmax", class_weight: Sequence[float] | None = None, temperature: float = 1.0
+    stats: Sums,
+    *,
+    activation: str | None = "softmax",
+    class_weight: Sequence[float] | None = None,
+    temperature: float = 1.0,
 ) -> Any:
     """Mean Kullback-Leibler divergence times T²."""
     excess = stats["cross_entropy"] - stats["label_entropy"]
@@ -327,10 +353,20 @@ def value_and_gradient(loss: Any, pixels: Pixels, gradient: str = "exact") -> tu
     return float(np.real(loss(stats))), pull_back(pixels, slopes(loss, stats), gradient)
 
 
-# --- cases ----------------------------------------------------------------------------------------------------------------
+# --- cases ----------------------------------------------------------------------------------------
 
 SOFTMAX_KINDS = ("hard", "dense", "smoothed", "smoothed_where", "teacher", "teacher_own", "raters", "raters_weighted")
-BINARY_KINDS = ("hard", "dense", "smoothed", "smoothed_where", "teacher", "teacher_own", "raters", "raters_weighted", "maps")
+BINARY_KINDS = (
+    "hard",
+    "dense",
+    "smoothed",
+    "smoothed_where",
+    "teacher",
+    "teacher_own",
+    "raters",
+    "raters_weighted",
+    "maps",
+)
 MULTILABEL_KINDS = ("maps", "dense", "smoothed_maps", "smoothed_maps_where", "teacher", "teacher_own")
 # (activation, number of classes, kind of label): every kind of label under every activation that has it
 GRID = (
@@ -376,7 +412,9 @@ def make_mask(kind: str, batch: int, classes: int, size: Sequence[int]) -> Tenso
     return keep if kind.endswith("bool") else keep * (0.25 + 2 * torch.rand(shape))
 
 
-def make_index(shape: Sequence[int], classes: int, ignore_index: int | None, dtype: torch.dtype = torch.int64) -> Tensor:
+def make_index(
+    shape: Sequence[int], classes: int, ignore_index: int | None, dtype: torch.dtype = torch.int64
+) -> Tensor:
     """Random ids; one class means 0/1. The last class never occurs where there are more than two."""
     index = torch.randint(0, 2 if classes == 1 else max(classes - 1, 2), tuple(shape))
     if ignore_index is not None:
@@ -385,7 +423,13 @@ def make_index(shape: Sequence[int], classes: int, ignore_index: int | None, dty
 
 
 def make_label(
-    kind: str, activation: str | None, batch: int, classes: int, size: Sequence[int], dtype: torch.dtype, ignore_index: int | None
+    kind: str,
+    activation: str | None,
+    batch: int,
+    classes: int,
+    size: Sequence[int],
+    dtype: torch.dtype,
+    ignore_index: int | None,
 ) -> Any:
     """A label by the name of its kind."""
     index = make_index((batch, *size), classes, ignore_index)
@@ -443,7 +487,7 @@ def make_case(
     return Case(logits, label, make_mask(mask, batch, classes, size), options)
 
 
-# --- comparisons ----------------------------------------------------------------------------------------------------------
+# --- comparisons ----------------------------------------------------------------------------------
 
 
 def close(actual: Tensor | Array | float, expected: Tensor | Array | float, tolerance: float, what: str = "") -> None:
@@ -473,7 +517,8 @@ def fields_of(statistics: sj.RegionStatistics) -> Sums:
 def gradient_of(value: Tensor, logits: Tensor) -> Tensor:
     """The gradient, which must be there."""
     (result,) = torch.autograd.grad(value, logits, retain_graph=True)
-    assert result.dtype == logits.dtype and result.shape == logits.shape
+    assert result.dtype == logits.dtype
+    assert result.shape == logits.shape
     return result
 
 

@@ -41,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         known.run(known, settings)
     except InputError as error:
-        print(f"{parser.prog} {known.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        # A worker process of a data loader hands its error over inside the text of a traceback.
+        message = str(error).rpartition(f"{InputError.__qualname__}: ")[2]
+        sys.stderr.write(f"{parser.prog} {known.command}: {' '.join(message.split())}\n")
         return 2
     return 0
 
@@ -97,7 +99,7 @@ def _build_parser() -> argparse.ArgumentParser:
 
 def _demo(known: argparse.Namespace, settings: list[str]) -> None:
     if settings:
-        raise InputError(f"unrecognized arguments: {' '.join(settings)}")
+        raise InputError(f"unknown arguments: {' '.join(settings)} (see softjaccard demo --help)")
     from softjaccard.demo import run_demo
 
     run_demo(known.output, known.seed, known.steps)
@@ -106,7 +108,9 @@ def _demo(known: argparse.Namespace, settings: list[str]) -> None:
 def _fit(known: argparse.Namespace, settings: list[str]) -> None:
     configs = [_find_config(name) for name in known.config]
     if not configs:
-        raise InputError(f"--config is missing: give a YAML file, or a recipe of the package ({', '.join(_recipes())}).")
+        raise InputError(
+            f"--config is missing: give a YAML file, or a recipe of the package ({', '.join(_recipes())})."
+        )
     from softjaccard.training import run
 
     output = known.output or Path("runs") / configs[0].stem

@@ -8,10 +8,10 @@ import io
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
 import torch
 
+import oracle
 import softjaccard as sj
 
 
@@ -19,7 +19,8 @@ import softjaccard as sj
 @pytest.mark.parametrize("ignore_index", [-100, 255])
 @pytest.mark.parametrize(
     # maps of one class, and maps without sigmoid, can't be told from class ids with one more dimension
-    ("activation", "classes", "kind"), [e for e in oracle.GRID if e[2] != "maps" or (e[0] == "sigmoid" and e[1] > 1)]
+    ("activation", "classes", "kind"),
+    [e for e in oracle.GRID if e[2] != "maps" or (e[0] == "sigmoid" and e[1] > 1)],
 )
 def test_dense_is_the_definition(
     activation: str | None, classes: int, kind: str, ignore_index: int, size: tuple[int, ...]
@@ -27,16 +28,19 @@ def test_dense_is_the_definition(
     case = oracle.make_case(kind, activation, classes, size=size, ignore_index=ignore_index)
     label, mask = sj.dense(case.label, classes, ignore_index, activation=activation)
     expected, counted = oracle.dense_label(case.label, case.logits.shape, ignore_index, activation)
-    assert label.shape == case.logits.shape and label.is_floating_point()
+    assert label.shape == case.logits.shape
+    assert label.is_floating_point()
     maps = kind.count("maps") > 0
-    assert mask.dtype == torch.bool and mask.shape == (case.logits.shape if maps else (len(label), *size))
+    assert mask.dtype == torch.bool
+    assert mask.shape == (case.logits.shape if maps else (len(label), *size))
     mask = mask if maps else mask[:, None].expand_as(label)
     np.testing.assert_array_equal(mask.numpy(), counted)
     oracle.close(label[mask], expected[counted], 1e-6)
     assert ((label[mask] >= 0) & (label[mask] <= 1)).all()
     if not isinstance(case.label, torch.Tensor):
         own, own_mask = case.label.dense(classes, ignore_index, activation=activation)
-        assert torch.equal(own, label) and torch.equal(own_mask.expand(own.shape) if maps else own_mask[:, None].expand(own.shape), mask)
+        assert torch.equal(own, label)
+        assert torch.equal(own_mask.expand(own.shape) if maps else own_mask[:, None].expand(own.shape), mask)
 
 
 def test_the_usual_arguments_of_dense_are_enough() -> None:
@@ -45,7 +49,8 @@ def test_the_usual_arguments_of_dense_are_enough() -> None:
     assert mask.tolist() == [[True, True, True, False]]
     np.testing.assert_allclose(label[0, :, 1].numpy(), [0.125, 0.625, 0.125, 0.125])
     label, mask = sj.dense(index.to(torch.int16), 3)
-    assert label[0, :, :3].tolist() == torch.eye(3).tolist() and mask.tolist() == [[True, True, True, False]]
+    assert label[0, :, :3].tolist() == torch.eye(3).tolist()
+    assert mask.tolist() == [[True, True, True, False]]
 
 
 def test_votes_that_are_ignored_drop_out_and_a_pixel_without_votes_is_ignored() -> None:

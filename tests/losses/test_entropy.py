@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import oracle
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import oracle
 import softjaccard as sj
 
 BACKENDS = ("reference", "chunked")
@@ -92,7 +92,9 @@ def test_probabilities_without_activation(backend: str) -> None:
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(("activation", "classes", "kind", "mask"), oracle.MASKED_GRID)
-def test_every_label_as_the_oracle(activation: str | None, classes: int, kind: str, mask: str, weighted: bool, backend: str) -> None:
+def test_every_label_as_the_oracle(
+    activation: str | None, classes: int, kind: str, mask: str, weighted: bool, backend: str
+) -> None:
     temperature = 1.0 if activation is None else 1.6
     case = oracle.make_case(kind, activation, classes, mask=mask, temperature=temperature)
     weight = [0.5, 2.0, 1.0, 0.0, 3.0][:classes] if weighted else None
@@ -143,15 +145,18 @@ def test_dense_teacher_equal_to_the_student_is_a_stationary_zero(backend: str) -
     p = torch.rand(2, 4, 9, dtype=torch.float64).softmax(1).requires_grad_()
     for form in ("metric", "metric2"):
         value = sj.jaccard_loss(p, p.detach().clone(), activation=None, form=form, backend=backend)
-        assert abs(float(value)) < 1e-12 and oracle.gradient_of(value, p).abs().max() < 1e-12
+        assert abs(float(value)) < 1e-12
+        assert oracle.gradient_of(value, p).abs().max() < 1e-12
 
 
-# --- compound -------------------------------------------------------------------------------------------------------------
+# --- compound -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gradient", ["exact", "error_scaled"])
 @pytest.mark.parametrize(("activation", "classes", "kind"), oracle.GRID)
-def test_compound_is_the_weighted_sum(activation: str | None, classes: int, kind: str, gradient: str, backend: str) -> None:
+def test_compound_is_the_weighted_sum(
+    activation: str | None, classes: int, kind: str, gradient: str, backend: str
+) -> None:
     case = oracle.make_case(kind, activation, classes, mask="weights")
     weight = [0.5, 2.0, 1.0, 0.25, 3.0][:classes]
     region = sj.DiceLoss(form="metric2", classes="all", gradient=gradient, backend=backend, **case.options)
@@ -170,10 +175,14 @@ def test_compound_is_the_weighted_sum(activation: str | None, classes: int, kind
 def test_compound_defaults() -> None:
     case = oracle.make_case("hard")
     jaccard, entropy = sj.jaccard_loss(case.logits, case.label), F.cross_entropy(case.logits, case.label)
-    assert float(sj.CompoundLoss(sj.JaccardLoss())(case.logits, case.label)) == pytest.approx(float(0.75 * jaccard + 0.25 * entropy))
+    assert float(sj.CompoundLoss(sj.JaccardLoss())(case.logits, case.label)) == pytest.approx(
+        float(0.75 * jaccard + 0.25 * entropy)
+    )
     assert float(sj.compound_loss(case.logits, case.label)) == pytest.approx(float(0.75 * jaccard + 0.25 * entropy))
     dice = sj.dice_loss(case.logits, case.label, per="image")
-    actual = sj.compound_loss(case.logits, case.label, region_weight=1.0, cross_entropy_weight=0.5, region=sj.DiceLoss(per="image"))
+    actual = sj.compound_loss(
+        case.logits, case.label, region_weight=1.0, cross_entropy_weight=0.5, region=sj.DiceLoss(per="image")
+    )
     assert float(actual) == pytest.approx(float(dice + 0.5 * entropy))
 
 

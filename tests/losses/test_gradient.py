@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import oracle
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import oracle
 import softjaccard as sj
 
 
 def hooked(logits: Tensor, label: Tensor, counted: Tensor, activation: str, form: str, entropy_weight: float) -> Tensor:
-    """0.75 Jaccard (all classes, smooth 1, over the batch) + entropy_weight × CE, in plain torch with the factor |p − y| hooked to p."""
+    """0.75 Jaccard (all classes, smooth 1) + entropy_weight CE, in plain torch with the factor |p - y| hooked to p."""
     p = logits.softmax(1) if activation == "softmax" else logits.sigmoid()
     p.register_hook(lambda slope: slope * (p - label).abs().detach())
     axes = [0, *range(2, p.ndim)]
@@ -78,6 +78,9 @@ def smooth_losses() -> list[Any]:
 def test_reference_losses_can_be_differentiated_twice_by_everything(loss: Any) -> None:
     logits, raw = (torch.randn(2, 3, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
     mask = (torch.rand(2, 2, dtype=torch.float64) + 0.5).requires_grad_()
-    run = lambda logits, raw, mask: loss(logits, raw.softmax(1), mask)  # noqa: E731
+
+    def run(logits, raw, mask):
+        return loss(logits, raw.softmax(1), mask)
+
     assert torch.autograd.gradcheck(run, (logits, raw, mask))
     assert torch.autograd.gradgradcheck(run, (logits, raw, mask))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from typing import Any
 
-import oracle
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import oracle
 import softjaccard as sj
 
 
@@ -34,7 +34,8 @@ def compare(case: oracle.Case, backend: str, gradient: str = "exact", tolerance:
     wanted.pop("reduction", None)
     expected, slope = oracle.value_and_gradient(lambda stats: oracle.tversky(stats, **wanted), case.pixels(), gradient)
     actual = loss(case.logits, case.label, case.mask)
-    assert actual.shape == () and actual.dtype == case.logits.dtype
+    assert actual.shape == ()
+    assert actual.dtype == case.logits.dtype
     oracle.close(actual, expected, tolerance, "value")
     oracle.close(oracle.gradient_of(actual, case.logits), slope, tolerance, "gradient")
     return expected
@@ -49,7 +50,9 @@ def random_options(seed: int, classes: int) -> dict[str, Any]:
         "alpha": pick.choice([0.0, 0.3, 1.0, 2.0]),
         "beta": pick.choice([0.2, 0.7, 1.0]),
         "form": pick.choice(oracle.FORMS),
-        "per": pick.choice(["dataset", "image", "class", {"image": 0.5, "class": 0.5}, {"dataset": 0.2, "image": 1.3, "class": 0.1}]),
+        "per": pick.choice(
+            ["dataset", "image", "class", {"image": 0.5, "class": 0.5}, {"dataset": 0.2, "image": 1.3, "class": 0.1}]
+        ),
         "classes": pick.choice(["auto", "present", "predicted", "either", "all", some]),
         "class_threshold": pick.choice([0.01, 0.6]),
         "class_weight": pick.choice([None, [pick.randint(1, 12) / 4 for _ in range(classes)]]),
@@ -81,13 +84,14 @@ def test_each_form_mean_and_choice_of_classes(form: str, classes: Any, per: str,
 
 
 def test_the_choices_of_classes_differ() -> None:
-    p = torch.tensor([[[0.2, 0.3], [0.6, 0.7], [0.2, 0.0], [0.0, 0.0]]])  # class 1 is predicted, classes 0 and 2 are present
+    p = torch.tensor(
+        [[[0.2, 0.3], [0.6, 0.7], [0.2, 0.0], [0.0, 0.0]]]
+    )  # class 1 is predicted, classes 0 and 2 are present
     label = torch.tensor([[0, 2]])
     losses = sj.jaccard_loss(p, label, classes="all", activation=None, reduction="none", smooth=0.0)
     assert losses.tolist() == pytest.approx([1 - 0.2 / 1.3, 1, 1, 0])
     expected = {"present": [0, 2], "predicted": [1], "either": [0, 1, 2], "all": [0, 1, 2, 3], (0, 3): [0, 3]}
     for classes, active in expected.items():
-        classes = classes if isinstance(classes, str) else list(classes)
         value = sj.jaccard_loss(p, label, classes=classes, activation=None, smooth=0.0)
         assert float(value) == pytest.approx(float(losses[active].mean()))
 
@@ -104,9 +108,12 @@ def test_auto_goes_by_the_type_of_the_label(kind: str) -> None:
     auto, present, everything = (
         sj.jaccard_loss(case.logits, case.label, classes=c, class_threshold=0.995) for c in ("auto", "present", "all")
     )
-    assert auto == (present if kind == "hard" else everything) and present != everything
+    assert auto == (present if kind == "hard" else everything)
+    assert present != everything
     maps = oracle.make_case("maps", "sigmoid", 3, size=(2, 1))
-    auto, everything = (sj.jaccard_loss(maps.logits, maps.label, classes=c, activation="sigmoid") for c in ("auto", "all"))
+    auto, everything = (
+        sj.jaccard_loss(maps.logits, maps.label, classes=c, activation="sigmoid") for c in ("auto", "all")
+    )
     assert auto == everything
 
 
@@ -116,7 +123,7 @@ def test_smoothing_by_nothing_is_still_soft() -> None:
     assert soft == sj.jaccard_loss(case.logits, case.label, classes="all") != sj.jaccard_loss(case.logits, case.label)
 
 
-# --- properties -----------------------------------------------------------------------------------------------------------
+# --- properties -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", [sj.JaccardLoss, sj.DiceLoss])
@@ -132,7 +139,8 @@ def test_on_hard_labels_the_three_forms_are_one(classes: int, size: tuple[int, .
             value = loss(form=form, activation=activation, **options)(case.logits, case.label)
             values.append(float(value))
             slopes.append(oracle.array(oracle.gradient_of(value, case.logits)))
-        assert values == pytest.approx([values[0]] * 3, abs=1e-6) and values[0] > 0.1
+        assert values == pytest.approx([values[0]] * 3, abs=1e-6)
+        assert values[0] > 0.1
         oracle.close(slopes[1], slopes[0], 1e-6)
         oracle.close(slopes[2], slopes[0], 1e-6)
 
@@ -167,7 +175,10 @@ def test_metric_forms_are_zero_at_the_label_and_only_there_and_the_product_form_
 
 def test_the_product_form_prefers_a_corner_to_the_label() -> None:
     label = torch.full((1, 1, 3), 0.5)
-    values = [float(sj.dice_loss(torch.full((1, 1, 3), x), label, form="product", activation=None, smooth=0.0)) for x in (0.5, 0.8, 1.0)]
+    values = [
+        float(sj.dice_loss(torch.full((1, 1, 3), x), label, form="product", activation=None, smooth=0.0))
+        for x in (0.5, 0.8, 1.0)
+    ]
     assert values[0] > values[1] > values[2]
 
 
@@ -195,8 +206,9 @@ entry = st.one_of(st.integers(0, 8).map(lambda n: n / 8), st.floats(0, 1, width=
 def test_jaccard_metric_losses_are_metrics(form: str, smooth: float, data: st.DataObject) -> None:
     classes, pixels = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4))
     points = [
-        torch.tensor(data.draw(st.lists(entry, min_size=classes * pixels, max_size=classes * pixels)), dtype=torch.float64)
-        .reshape(1, classes, pixels)
+        torch.tensor(
+            data.draw(st.lists(entry, min_size=classes * pixels, max_size=classes * pixels)), dtype=torch.float64
+        ).reshape(1, classes, pixels)
         for _ in range(3)
     ]
     loss = sj.JaccardLoss(form=form, classes="all", smooth=smooth, activation=None)
@@ -211,7 +223,8 @@ def test_dice_breaks_the_triangle_inequality() -> None:
     x, y, z = (torch.tensor([[point]]) for point in ([0.0, 1.0], [1.0, 1.0], [1.0, 0.0]))
     dice = sj.DiceLoss(classes="all", smooth=0.0, activation=None)
     jaccard = sj.JaccardLoss(classes="all", smooth=0.0, activation=None)
-    assert dice(x, z) == 1 and float(dice(x, y) + dice(y, z)) == pytest.approx(2 / 3)
+    assert dice(x, z) == 1
+    assert float(dice(x, y) + dice(y, z)) == pytest.approx(2 / 3)
     assert jaccard(x, z) <= jaccard(x, y) + jaccard(y, z)
 
 
@@ -219,8 +232,12 @@ def test_jaccard_and_dice_are_cases_of_tversky() -> None:
     case = oracle.make_case("dense")
     for loss, functional, weight in ((sj.JaccardLoss, sj.jaccard_loss, 1.0), (sj.DiceLoss, sj.dice_loss, 0.5)):
         expected = sj.TverskyLoss(weight, weight, per="image")(case.logits, case.label)
-        assert loss(per="image")(case.logits, case.label) == expected == functional(case.logits, case.label, per="image")
-    jaccard, dice = (1 - float(f(case.logits, case.label, reduction="none")[2]) for f in (sj.jaccard_loss, sj.dice_loss))
+        assert (
+            loss(per="image")(case.logits, case.label) == expected == functional(case.logits, case.label, per="image")
+        )
+    jaccard, dice = (
+        1 - float(f(case.logits, case.label, reduction="none")[2]) for f in (sj.jaccard_loss, sj.dice_loss)
+    )
     assert dice != jaccard
 
 
@@ -231,12 +248,17 @@ def test_alpha_weighs_false_positives_and_beta_false_negatives() -> None:
         loss = sj.TverskyLoss(alpha=0.2, beta=3.0, form=form, smooth=0.0, activation=None)
         assert float(loss(too_much, label)) == pytest.approx(1 - 2 / (2 + 0.2))
         assert float(loss(too_little, label)) == pytest.approx(1 - 1 / (1 + 3.0))
-        assert float(sj.tversky_loss(too_much, label, alpha=3.0, beta=0.2, form=form, smooth=0.0, activation=None)) == pytest.approx(0.6)
+        assert float(
+            sj.tversky_loss(too_much, label, alpha=3.0, beta=0.2, form=form, smooth=0.0, activation=None)
+        ) == pytest.approx(0.6)
 
 
 def test_gamma_is_a_power_after_the_logarithm_and_smooth_is_added_to_both() -> None:
     label, prediction = torch.tensor([[[1.0, 1.0, 0.0]]]), torch.tensor([[[1.0, 0.0, 0.0]]])
-    run = lambda **o: float(sj.jaccard_loss(prediction, label, activation=None, **o))  # noqa: E731
+
+    def run(**o):
+        return float(sj.jaccard_loss(prediction, label, activation=None, **o))
+
     score = torch.tensor((1 + 0.5) / (2 + 0.5))
     assert run(smooth=0.5) == pytest.approx(float(1 - score))
     assert run(smooth=0.5, gamma=2.0) == pytest.approx(float(1 - score) ** 2)
@@ -245,7 +267,7 @@ def test_gamma_is_a_power_after_the_logarithm_and_smooth_is_added_to_both() -> N
     assert run() == pytest.approx(1 - 2 / 3)  # smooth is 1 by default
 
 
-# --- reduction, masks, statistics -----------------------------------------------------------------------------------------
+# --- reduction, masks, statistics -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("classes", ["auto", "present", "all", [1, 4]], ids=str)
@@ -254,7 +276,9 @@ def test_gamma_is_a_power_after_the_logarithm_and_smooth_is_added_to_both() -> N
 def test_reduction_none(kind: str, per: str, classes: Any) -> None:
     case = oracle.make_case(kind, mask="bool")
     options = {"per": per, "form": "metric2", "gamma": 1.5, "reduction": "none"}
-    weighted = sj.JaccardLoss(classes=classes, class_weight=[1.0, 2, 3, 4, 5], **options)(case.logits, case.label, case.mask)
+    weighted = sj.JaccardLoss(classes=classes, class_weight=[1.0, 2, 3, 4, 5], **options)(
+        case.logits, case.label, case.mask
+    )
     expected = oracle.tversky(oracle.sums(case.pixels()), classes=resolve(classes, case), **options)
     assert weighted.shape == ((5,) if per == "dataset" else (3, 5))
     oracle.close(weighted, expected, 1e-10)
@@ -291,7 +315,13 @@ def test_weights_of_a_mapping_are_used_as_given() -> None:
 def test_from_statistics_is_the_loss(backend: str) -> None:
     case = oracle.make_case("raters", mask="weights")
     region = sj.JaccardLoss(form="metric2", per="image", classes="either", backend=backend)
-    for loss in (region, sj.DiceLoss(backend=backend), sj.CrossEntropyLoss(backend=backend), sj.KLDivergenceLoss(), sj.CompoundLoss(region)):
+    for loss in (
+        region,
+        sj.DiceLoss(backend=backend),
+        sj.CrossEntropyLoss(backend=backend),
+        sj.KLDivergenceLoss(),
+        sj.CompoundLoss(region),
+    ):
         expected = loss(case.logits, case.label, case.mask)
         assert loss.want <= set(oracle.FIELDS)
         statistics = case.statistics(want=loss.want, backend=backend)
@@ -305,7 +335,9 @@ def test_from_statistics_is_the_loss(backend: str) -> None:
 def test_statistics_of_micro_batches_give_the_loss_of_the_batch() -> None:
     case = oracle.make_case("hard", batch=4)
     loss = sj.CompoundLoss(sj.JaccardLoss(form="metric2"))
-    parts = [sj.region_statistics(case.logits[b : b + 2], case.label[b : b + 2], want=loss.want).total() for b in (0, 2)]
+    parts = [
+        sj.region_statistics(case.logits[b : b + 2], case.label[b : b + 2], want=loss.want).total() for b in (0, 2)
+    ]
     actual, expected = loss.from_statistics(parts[0] + parts[1]), loss(case.logits, case.label)
     oracle.close(actual, expected, 1e-12)
     oracle.close(oracle.gradient_of(actual, case.logits), oracle.gradient_of(expected, case.logits), 1e-12)
@@ -314,6 +346,7 @@ def test_statistics_of_micro_batches_give_the_loss_of_the_batch() -> None:
 def test_only_the_needed_statistics_are_wanted() -> None:
     assert sj.JaccardLoss(classes="all").want == {"prediction", "label", "overlap", "pixels"}
     assert sj.JaccardLoss(classes="all", form="product").want == {"prediction", "label", "product", "pixels"}
-    assert "product" in sj.JaccardLoss(form="metric2").want and "overlap" in sj.JaccardLoss(form="metric2").want
+    assert "product" in sj.JaccardLoss(form="metric2").want
+    assert "overlap" in sj.JaccardLoss(form="metric2").want
     assert "prediction_peak" in sj.JaccardLoss(classes="either").want
     assert sj.CrossEntropyLoss().want == {"cross_entropy", "label"}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import oracle
 import pytest
 import torch
 
+import oracle
 import softjaccard as sj
 
 
@@ -31,7 +31,9 @@ def fresh_compiler() -> None:
         (None, 3, "dense", "no mask"),
     ],
 )
-def test_compiled_without_graph_breaks(activation: str | None, classes: int, kind: str, mask: str, backend: str) -> None:
+def test_compiled_without_graph_breaks(
+    activation: str | None, classes: int, kind: str, mask: str, backend: str
+) -> None:
     case = oracle.make_case(kind, activation, classes, mask=mask)
 
     def run(logits: torch.Tensor) -> Any:

@@ -87,8 +87,12 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference", "chunked"])
-@pytest.mark.parametrize(("arguments", "words"), BAD, ids=[f"{i}-{w[0]}-{w[1] if len(w) > 1 else ''}" for i, (_, w) in enumerate(BAD)])
-def test_bad_input_names_the_argument_what_came_and_what_was_expected(arguments: dict, words: list[str], backend: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "words"), BAD, ids=[f"{i}-{w[0]}-{w[1] if len(w) > 1 else ''}" for i, (_, w) in enumerate(BAD)]
+)
+def test_bad_input_names_the_argument_what_came_and_what_was_expected(
+    arguments: dict, words: list[str], backend: str
+) -> None:
     arguments = {"logits": LOGITS, "label": INDEX, "backend": backend} | arguments
     with pytest.raises((TypeError, ValueError)) as error:
         sj.region_statistics(**arguments)

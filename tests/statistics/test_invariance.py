@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import oracle
 import pytest
 import torch
 from torch import Tensor
 
+import oracle
 import softjaccard as sj
 
 BACKENDS = ("reference", "chunked")
@@ -20,7 +20,9 @@ def pick(label: Any, choose: Any, every: bool = False) -> Any:
     if isinstance(label, Tensor):
         return choose(label)
     parts = {f.name: getattr(label, f.name) for f in dataclasses.fields(label)}
-    return type(label)(**{n: choose(v) if isinstance(v, Tensor) and (every or n != "weights") else v for n, v in parts.items()})
+    return type(label)(
+        **{n: choose(v) if isinstance(v, Tensor) and (every or n != "weights") else v for n, v in parts.items()}
+    )
 
 
 @pytest.fixture(params=BACKENDS)
@@ -56,7 +58,10 @@ def test_a_hard_and_a_soft_part_add_up_too(backend: str) -> None:
     mixed = torch.where(box[:, None], sj.dense(case.label, 5)[0].double(), teacher.label.logits.softmax(1))
     hard = sj.region_statistics(case.logits, case.label, mask=box, backend=backend)
     soft = sj.region_statistics(case.logits, teacher.label, mask=~box, backend=backend)
-    assert not hard.soft and soft.soft and (hard + soft).soft and (soft + hard).soft
+    assert not hard.soft
+    assert soft.soft
+    assert (hard + soft).soft
+    assert (soft + hard).soft
     expected = oracle.statistics(case.logits, mixed)
     oracle.statistics_close(hard + soft, expected, 1e-12)
 
@@ -68,7 +73,9 @@ def test_images_and_micro_batches_add_up(kind: str, backend: str) -> None:
     one_by_one = []
     for b in range(4):
         label = pick(case.label, lambda t, b=b: t[b : b + 1], every=True)
-        part = sj.region_statistics(case.logits[b : b + 1], label, mask=case.mask[b : b + 1], backend=backend, **case.options)
+        part = sj.region_statistics(
+            case.logits[b : b + 1], label, mask=case.mask[b : b + 1], backend=backend, **case.options
+        )
         one_by_one.append(part)
         for name in oracle.FIELDS:
             oracle.close(getattr(part, name), getattr(whole, name)[b : b + 1], 1e-12, name)
@@ -79,7 +86,9 @@ def test_images_and_micro_batches_add_up(kind: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize(("activation", "classes", "kind", "mask"), oracle.MASKED_GRID)
-def test_what_does_not_count_changes_nothing(activation: str | None, classes: int, kind: str, mask: str, backend: str) -> None:
+def test_what_does_not_count_changes_nothing(
+    activation: str | None, classes: int, kind: str, mask: str, backend: str
+) -> None:
     case = oracle.make_case(kind, activation, classes, mask=mask)
     ignored = torch.tensor(case.pixels().w == 0)
     assert ignored.any() or (mask == "no mask" and kind not in ("hard", "maps"))
@@ -118,9 +127,14 @@ def test_labels_outside_the_range_do_not_matter_where_masked(backend: str) -> No
 def test_the_order_of_pixels_does_not_matter(kind: str, backend: str) -> None:
     case = oracle.make_case(kind, mask="weights")
     order = torch.randperm(63)
-    shuffle = lambda t: t.flatten(-2)[..., order].unflatten(-1, (9, 7))  # noqa: E731
+
+    def shuffle(t):
+        return t.flatten(-2)[..., order].unflatten(-1, (9, 7))
+
     moved = oracle.Case(shuffle(case.logits), pick(case.label, shuffle), shuffle(case.mask), case.options)
-    oracle.statistics_close(moved.statistics(backend=backend), oracle.fields_of(case.statistics(backend=backend)), 1e-12)
+    oracle.statistics_close(
+        moved.statistics(backend=backend), oracle.fields_of(case.statistics(backend=backend)), 1e-12
+    )
 
 
 def test_zero_weight_is_masked_and_weights_scale(backend: str) -> None:

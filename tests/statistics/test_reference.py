@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import oracle
 import pytest
 import torch
 
+import oracle
 import softjaccard as sj
 
 
@@ -21,7 +21,9 @@ def test_reference_is_the_table(activation: str | None, classes: int, kind: str,
     pixels = case.pixels()
     oracle.statistics_close(statistics, oracle.sums(pixels), 1e-10)
     value, upstream = oracle.random_upstream(statistics)
-    oracle.close(oracle.gradient_of(value, case.logits), oracle.pull_back(pixels, upstream, gradient), 1e-10, "gradient")
+    oracle.close(
+        oracle.gradient_of(value, case.logits), oracle.pull_back(pixels, upstream, gradient), 1e-10, "gradient"
+    )
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", None])
@@ -36,7 +38,9 @@ def test_the_oracle_gradient_is_the_slope_of_the_oracle_value() -> None:
 
     def loss(stats: oracle.Sums) -> Any:
         per, weight = {"image": 0.4, "class": 0.6}, [1.0, 2, 0.5, 0.1, 3]
-        region = oracle.tversky(stats, alpha=0.3, beta=1.2, form="metric2", per=per, gamma=1.5, log=True, class_weight=weight)
+        region = oracle.tversky(
+            stats, alpha=0.3, beta=1.2, form="metric2", per=per, gamma=1.5, log=True, class_weight=weight
+        )
         return region + 0.5 * oracle.cross_entropy(stats, class_weight=weight)
 
     value, slope = oracle.value_and_gradient(loss, case.pixels())
@@ -66,7 +70,9 @@ def test_only_what_is_wanted_is_computed(backend: str) -> None:
         assert all(getattr(statistics, other) is None for other in oracle.FIELDS if other != name)
         assert getattr(statistics, name).requires_grad == (name in oracle.DIFFERENTIABLE)
     statistics = case.statistics(want=frozenset({"overlap", "cross_entropy"}), backend=backend)
-    assert statistics.overlap is not None and statistics.cross_entropy is not None and statistics.product is None
+    assert statistics.overlap is not None
+    assert statistics.cross_entropy is not None
+    assert statistics.product is None
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
@@ -105,11 +111,18 @@ def test_statistics_are_frozen_and_add() -> None:
     combined, total = oracle.fields_of(first + second), oracle.fields_of(first.total())
     for name in oracle.FIELDS:
         peak = name.endswith("peak")
-        oracle.close(combined[name], torch.tensor(mine[name]).maximum(torch.tensor(theirs[name])) if peak else mine[name] + theirs[name], 1e-12)
+        oracle.close(
+            combined[name],
+            torch.tensor(mine[name]).maximum(torch.tensor(theirs[name])) if peak else mine[name] + theirs[name],
+            1e-12,
+        )
         oracle.close(total[name], mine[name].max(0, keepdims=True) if peak else mine[name].sum(0, keepdims=True), 1e-12)
-    assert (first + second).soft and total["prediction"].shape == (1, 5) and total["pixels"].shape == (1,)
+    assert (first + second).soft
+    assert total["prediction"].shape == (1, 5)
+    assert total["pixels"].shape == (1,)
     wanted = case.statistics(want={"product"})
-    assert (wanted + wanted).overlap is None and wanted.total().label is None
+    assert (wanted + wanted).overlap is None
+    assert wanted.total().label is None
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", None])
@@ -132,7 +145,9 @@ def test_reference_gives_second_derivatives_and_gradients_to_label_and_mask(acti
 @pytest.mark.parametrize("which", ["dense", "teacher", "mask"])
 def test_chunked_refuses_labels_and_masks_that_require_grad(which: str, backend: str) -> None:
     logits, raw = torch.randn(2, 3, 5, requires_grad=True), torch.randn(2, 3, 5, requires_grad=True)
-    label = {"dense": raw.softmax(1), "teacher": sj.TeacherLabel(raw), "mask": torch.zeros(2, 5, dtype=torch.long)}[which]
+    label = {"dense": raw.softmax(1), "teacher": sj.TeacherLabel(raw), "mask": torch.zeros(2, 5, dtype=torch.long)}[
+        which
+    ]
     mask = torch.rand(2, 5, requires_grad=True) if which == "mask" else None
     with pytest.raises(ValueError, match=f"(?s){'mask' if which == 'mask' else 'label'}.*(reference|detach)"):
         sj.region_statistics(logits, label, mask=mask, backend=backend)

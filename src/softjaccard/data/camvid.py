@@ -39,7 +39,7 @@ class CamVid(Dataset[dict[str, Tensor]]):
         InputError: If a folder, split file, image or annotation is missing, or one cannot be used as such.
     """
 
-    classes = (
+    classes: tuple[str, ...] = (
         "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
     )  # fmt: skip
     colours = (
@@ -50,6 +50,7 @@ class CamVid(Dataset[dict[str, Tensor]]):
     ignore_index = 11
 
     def __init__(self, root: str | Path, split: Split = "train", *, scale: float = 1.0, cache: bool = False) -> None:
+        """See the class."""
         if scale <= 0:
             raise InputError(f"scale is {scale}, but must be above 0.")
         self.root, self.split, self.scale, self.cache = Path(root).expanduser(), split, scale, cache
@@ -138,6 +139,7 @@ class CamVidData(SegmentationData):
     """
 
     def __init__(self, root: str, *, scale: float = 0.5, cache: bool = True, **settings: Any) -> None:
+        """See the class."""
         super().__init__(**settings)
         self.root, self.scale, self.cache = root, scale, cache
 

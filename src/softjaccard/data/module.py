@@ -37,6 +37,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
     """
 
     def __init__(self, length: int, seed: int) -> None:
+        """See the class."""
         self.length, self.seed, self.epoch = length, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -116,6 +117,7 @@ class SegmentationData(LightningDataModule, ABC):
         workers: int = 0,
         seed: int = 0,
     ) -> None:
+        """See the class."""
         super().__init__()
         for name, value, least in (
             ("batch_size", batch_size, 1),

@@ -36,6 +36,7 @@ class TrainingTransform:
     """
 
     def __init__(self, crop: tuple[int, int], *, flip: float = 0.5) -> None:
+        """See the class."""
         fill = {tv_tensors.Image: PADDING_GREY, tv_tensors.Mask: IGNORE_INDEX}
         self._steps = v2.Compose(
             [

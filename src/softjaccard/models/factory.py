@@ -29,6 +29,7 @@ def create_model(
     encoder_weights: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    channels_last: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> SegmentationNetwork:
     """Build a segmentation network.
@@ -42,6 +43,7 @@ def create_model(
         mean: Of the images' channels in [0, 1], as the weights expect it; by default timm's for "tu-" encoders,
             ImageNet's for others.
         std: Likewise.
+        channels_last: Keep channels last in memory, which is faster on CPUs and in half precision on GPUs.
         options: Further arguments of the architecture's class in segmentation_models.pytorch.
 
     Raises:
@@ -79,6 +81,7 @@ def create_model(
         body,
         mean=mean or configuration.get("mean", IMAGENET_DEFAULT_MEAN),
         std=std or configuration.get("std", IMAGENET_DEFAULT_STD),
+        channels_last=channels_last,
     )
 
 

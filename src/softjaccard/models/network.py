@@ -22,14 +22,19 @@ class SegmentationNetwork(nn.Module):
         body: A model of segmentation_models.pytorch that takes normalised images.
         mean: Of each image channel, subtracted first.
         std: Of each image channel, divided by.
+        channels_last: Keep channels last in memory, which is faster on CPUs and in half precision on GPUs.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, body: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, body: nn.Module, mean: Sequence[float], std: Sequence[float], *, channels_last: bool = False
+    ) -> None:
+        """See the class."""
         super().__init__()
-        self.body = body
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.body = body.to(memory_format=self.memory_format)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
@@ -57,19 +62,17 @@ class SegmentationNetwork(nn.Module):
                 f"Images of {height}x{width} do not fit this network: height and width must be multiples of "
                 f"{self.stride}. Choose such a crop and padding (data.crop, data.pad_multiple)."
             )
-        logits: Tensor = self.body((image - self.mean) / self.std)
-        return logits
+        return self._run(self._normalise(image))
 
     @torch.no_grad()
     def predict(self, image: Tensor) -> Tensor:
         """Return logits (B, C, H, W) of images (B, 3, H, W) of any size, without gradient and in evaluation mode."""
         height, width = image.shape[-2:]
         # Padded with the mean colour, which is what the network takes for zero.
-        normalised = (image - self.mean) / self.std
-        padded = functional.pad(normalised, (0, -width % self.stride, 0, -height % self.stride))
+        padded = functional.pad(self._normalise(image), (0, -width % self.stride, 0, -height % self.stride))
         was_training = self.training
         self.eval()
-        logits: Tensor = self.body(padded)
+        logits = self._run(padded)
         self.train(was_training)
         logits = functional.interpolate(logits, size=padded.shape[-2:], mode="bilinear", align_corners=False)
         return logits[..., :height, :width]
@@ -99,3 +102,10 @@ class SegmentationNetwork(nn.Module):
                     }
                 )
         return [group for group in groups if group["params"]]
+
+    def _normalise(self, image: Tensor) -> Tensor:
+        return (image - self.mean) / self.std
+
+    def _run(self, normalised: Tensor) -> Tensor:
+        logits: Tensor = self.body(normalised.contiguous(memory_format=self.memory_format))
+        return logits

@@ -37,6 +37,7 @@ class ConfigInCheckpoint(Callback):
     """Adds the run's config to each checkpoint, so that the network can be built from the checkpoint alone."""
 
     def __init__(self, config: dict[str, Any]) -> None:
+        """See the class."""
         self._config = config
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

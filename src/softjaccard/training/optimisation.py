@@ -69,4 +69,5 @@ def poly_factor(step: int, *, steps: int, warmup: float, power: float) -> float:
     rising = round(warmup * steps)
     if step < rising:
         return (step + 1) / rising
-    return max(0.0, 1 - (step - rising) / max(1, steps - rising)) ** power
+    remaining = 1 - (step - rising) / max(1, steps - rising)
+    return float(max(0.0, remaining) ** power)

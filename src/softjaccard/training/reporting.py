@@ -23,15 +23,26 @@ def write_text(path: Path, text: str) -> None:
     os.replace(unfinished, path)
 
 
+_SHOWN = {"train/loss": "loss", "train/mIoU_D": "mIoU", "val/mIoU_D": "val mIoU"}
+
+
 class ProgressBar(TQDMProgressBar):
     """Shows the loss, the running mIoU of the epoch's training batches, and the last validation's mIoU."""
 
-    names = {"train/loss": "loss", "train/mIoU_D": "mIoU", "val/mIoU_D": "val mIoU"}
+    def __init__(self) -> None:
+        """See the class."""
+        super().__init__(leave=True)
+
+    def on_train_epoch_start(self, trainer: Trainer, *arguments: Any) -> None:
+        """Count epochs from one, and say how many there will be."""
+        super().on_train_epoch_start(trainer, *arguments)
+        of = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+        self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch + 1}{of}")
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Choose and name the values."""
-        metrics = super().get_metrics(trainer, pl_module)
-        return {short: f"{float(metrics[name]):.3f}" for name, short in self.names.items() if name in metrics}
+        values = trainer.progress_bar_metrics
+        return {short: f"{values[name]:.3f}" for name, short in _SHOWN.items() if name in values}
 
 
 class CSVFile(Logger):
@@ -41,6 +52,7 @@ class CSVFile(Logger):
     """
 
     def __init__(self, path: Path) -> None:
+        """See the class."""
         super().__init__()
         self.path = path
         self._rows: dict[int, dict[str, Any]] = {}

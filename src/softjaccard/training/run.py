@@ -17,14 +17,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import ArgumentParser
 from jsonargparse import Namespace as Config
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
 
 import softjaccard
 from softjaccard.errors import InputError
@@ -59,13 +59,15 @@ def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None
             given, or holds none and it is.
     """
     saved_config, last = output / "config.yaml", output / "checkpoints" / "last.ckpt"
-    if saved_config.exists() and not resume:
-        raise InputError(f"{output} already holds a run: go on with it (--resume), choose another --output, or remove it.")
-    if resume and not saved_config.exists():
-        raise InputError(f"There is no run to resume in {output}: {saved_config} was looked for.")
     parser = build_parser()
     config = _parse(parser, arguments)
     plain = _as_plain(parser, config)
+    if saved_config.exists() and not resume:
+        raise InputError(
+            f"{output} already holds a run: go on with it (--resume), choose another --output, or remove it."
+        )
+    if resume and not saved_config.exists():
+        raise InputError(f"There is no run to resume in {output}: {saved_config} was looked for.")
     if resume:
         _check_same_model(plain, yaml.safe_load(saved_config.read_text(encoding="utf-8")), output)
     seed_everything(config.seed, workers=True, verbose=False)
@@ -87,8 +89,8 @@ def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None
     write_text(saved_config, yaml.safe_dump(plain, sort_keys=False))
     trainer.fit(model, data, ckpt_path=last if resume and last.exists() else None)
     score = "" if best.best_model_score is None else f", best validation mIoU_D {float(best.best_model_score):.4f}"
-    print(f"Trained for {trainer.current_epoch} epochs{score}. The run is in {output}.")
-    print(f"Next: softjaccard test {output}")
+    _say(f"Trained for {trainer.current_epoch} epochs{score}. The run is in {output}.")
+    _say(f"Next: softjaccard test {output}")
 
 
 def test(output: Path, checkpoint: str, arguments: Sequence[str]) -> None:
@@ -132,9 +134,9 @@ def test(output: Path, checkpoint: str, arguments: Sequence[str]) -> None:
         },
     }
     write_text(output / "test.json", json.dumps(result, indent=2) + "\n")
-    for name, value in sorted(result["scores"].items()):
-        print(f"{name:<24}{value:8.4f}")
-    print(f"Written to {output / 'test.json'}.")
+    for name, value in result["scores"].items():
+        _say(f"{name:<24}{value:8.4f}")
+    _say(f"Written to {output / 'test.json'}.")
 
 
 def build_parser() -> ArgumentParser:
@@ -149,6 +151,10 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
+def _say(line: str) -> None:
+    Console(highlight=False, soft_wrap=True).print(line, markup=False)
+
+
 def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> Config:
     try:
         return parser.parse_args(list(arguments))
@@ -159,7 +165,9 @@ def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> Config:
 def _shorten(message: str) -> str:
     """Bring jsonargparse's nested report into one line that begins with the dotted name of the setting."""
     name = ".".join(re.findall(r'Parser key "([^"]+)":', message))
-    frame = re.compile(r'^(- )?(Parser key|Problem with given class_path|Does not validate|Subtypes:|Errors:|Given value)')
+    frame = re.compile(
+        r"^(- )?(Parser key|Problem with given class_path|Does not validate|Subtypes:|Errors:|Given value)"
+    )
     lines = [line.strip() for line in message.replace(f'Parser key "{name}": ', "").splitlines()]
     problem = "; ".join(line.removeprefix("- ").rstrip(".") for line in lines if not frame.match(line))
     problem = re.sub(r"Expected a <class '([\w.]+)'>", r"expected \1", problem)
@@ -194,7 +202,7 @@ def _check_same_model(config: dict[str, Any], saved: dict[str, Any], output: Pat
 def _trainer(config: Config, output: Path, **settings: Any) -> Trainer:
     # Advice of Lightning's that does not apply here or that a user of the command cannot follow.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*exists and is not empty.*"):
+    for message in (".*does not have many workers.*", ".*exists and is not empty.*", ".*LeafSpec.* is deprecated.*"):
         warnings.filterwarnings("ignore", message)
     options = config.trainer.as_dict()
     try:

@@ -29,6 +29,7 @@ class SupervisedSegmentation(LightningModule):
             .safetensors file with the encoder's weights.
         mean: Of the images' channels in [0, 1], as the encoder expects it; null for the one its weights were made with.
         std: Likewise.
+        channels_last: Keep channels last in memory, which is faster on CPUs and in half precision on GPUs.
         model_options: Further arguments of the architecture's class in segmentation_models.pytorch.
         optimiser: How weights are updated.
 
@@ -46,9 +47,11 @@ class SupervisedSegmentation(LightningModule):
         encoder_weights: str | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        channels_last: bool = False,
         model_options: Mapping[str, Any] | None = None,
         optimiser: OptimiserSettings = OptimiserSettings(),  # noqa: B008 (frozen)
     ) -> None:
+        """See the class."""
         super().__init__()
         self.loss, self.num_classes, self.optimiser_settings = loss, num_classes, optimiser
         self.network = create_model(
@@ -58,6 +61,7 @@ class SupervisedSegmentation(LightningModule):
             encoder_weights=encoder_weights,
             mean=mean,
             std=std,
+            channels_last=channels_last,
             options=model_options,
         )
         self.training_iou = FineGrainedIoU(num_classes)
@@ -82,8 +86,16 @@ class SupervisedSegmentation(LightningModule):
         return logits
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Return the loss of a batch."""
+        """Return the loss of a batch.
+
+        Raises:
+            InputError: If it is not finite.
+        """
         logits, loss = self._logits_and_loss(batch)
+        if not loss.isfinite():
+            raise InputError(
+                f"The loss became {loss.item()} at step {self.global_step}: a lower model.optimiser.learning_rate may help."
+            )
         self.training_iou.update(logits.detach(), batch["label"])
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log("train/mIoU_D", self.training_iou.compute()["mIoU_D"].float(), prog_bar=True)
