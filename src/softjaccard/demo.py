@@ -284,7 +284,7 @@ def _print_table(result: DemoResult, console: Console) -> None:
     console.print(table)
     console.print(
         "On held-out scenes, one seed. mIoU: overlap with the most probable class (more is better; a difference of "
-        "less than a point is chance). ECE: confidence against the true chance that an annotator agrees; distance: total variation between predicted and true "
-        f"probabilities (less is better). Picture: {result.picture}",
+        "less than a point is chance). ECE: confidence against the true chance that an annotator agrees; distance: "
+        f"total variation between predicted and true probabilities (both: less is better). Picture: {result.picture}",
         highlight=False,
     )

@@ -8,3 +8,13 @@ class InputError(ValueError):
 
     The command line shows the message without a traceback.
     """
+
+
+def first_line(error: Exception) -> str:
+    """Return an error's name and the first line of its message.
+
+    Example:
+        >>> first_line(KeyError("a"))
+        "KeyError: 'a'"
+    """
+    return "".join(f"{type(error).__name__}: {error}".splitlines()[:1])

@@ -39,7 +39,7 @@ def test_chunked_is_reference(
 
 @pytest.mark.parametrize(
     ("activation", "classes", "kind"),
-    [("softmax", 3, kind) for kind in ("hard", "dense", "smoothed_where", "raters_weighted")]
+    [("softmax", 3, kind) for kind in ("hard", "hard_usual", "dense", "smoothed_where", "raters_weighted")]
     + [("sigmoid", 1, "raters_weighted"), ("sigmoid", 3, "maps"), (None, 3, "dense")],
 )
 @pytest.mark.parametrize("tile", [1, 7, 64, 1000])
@@ -52,7 +52,7 @@ def test_any_tile_and_image_size(
         compare(oracle.make_case(kind, activation, classes, size=size, batch=batch, mask="weights"), 1e-9)
 
 
-@pytest.mark.parametrize("kind", ["hard", "teacher", "raters"])
+@pytest.mark.parametrize("kind", ["hard", "hard_usual", "teacher", "raters"])
 def test_tiles_of_the_real_size(kind: str) -> None:
     elements = sj.statistics.chunked.TILE_ELEMENTS
     large = (300, elements // 900 + 7)  # with 4 classes a third more than a tile
@@ -107,7 +107,7 @@ def layouts(tensor: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
 @pytest.mark.parametrize("which", ["logits", "label", "mask"])
-@pytest.mark.parametrize("kind", ["hard", "dense", "teacher", "raters", "smoothed_where"])
+@pytest.mark.parametrize("kind", ["hard", "hard_usual", "dense", "teacher", "raters", "smoothed_where"])
 def test_layout_in_memory_changes_nothing(kind: str, which: str, backend: str, small_tiles: None) -> None:
     case = oracle.make_case(kind, mask="weights", size=(9, 14))
     original = {"logits": case.logits.detach(), "mask": case.mask}.get(which)
@@ -130,7 +130,12 @@ def test_layout_in_memory_changes_nothing(kind: str, which: str, backend: str, s
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
 def test_any_integer_dtype(dtype: torch.dtype, backend: str) -> None:
-    for kind, activation, classes in (("hard", "softmax", 5), ("maps", "sigmoid", 3), ("hard", "sigmoid", 1)):
+    for kind, activation, classes in (
+        ("hard", "softmax", 5),
+        ("hard_usual", "softmax", 5),
+        ("maps", "sigmoid", 3),
+        ("hard", "sigmoid", 1),
+    ):
         case = oracle.make_case(kind, activation, classes, ignore_index=100)
         narrow = dataclasses.replace(case, label=case.label.to(dtype))
         oracle.statistics_close(narrow.statistics(backend=backend), oracle.sums(case.pixels()), 1e-10)
@@ -143,18 +148,19 @@ def test_any_integer_dtype(dtype: torch.dtype, backend: str) -> None:
         oracle.statistics_close(narrow.statistics(backend=backend), oracle.sums(case.pixels()), 1e-10)
 
 
+@pytest.mark.parametrize("want", [oracle.FIELDS, oracle.USUAL], ids=["every field", "usual"])
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
-def test_class_156_in_uint8_is_not_ignored_and_255_can_be(backend: str) -> None:
+def test_class_156_in_uint8_is_not_ignored_and_255_can_be(backend: str, want: tuple[str, ...]) -> None:
     logits = torch.randn(1, 160, 4, 4, dtype=torch.float64)
     label = torch.full((1, 4, 4), 156)
     label[0, 0] = 3
     narrow = label.to(torch.uint8)
-    statistics = sj.region_statistics(logits, narrow, backend=backend)
+    statistics = sj.region_statistics(logits, narrow, backend=backend, want=want)
     assert statistics.pixels.tolist() == [16]
     assert statistics.label[0, 156] == 12
     oracle.statistics_close(statistics, oracle.statistics(logits, label), 1e-10)
     narrow[0, 1] = 255
-    statistics = sj.region_statistics(logits, narrow, ignore_index=255, backend=backend)
+    statistics = sj.region_statistics(logits, narrow, ignore_index=255, backend=backend, want=want)
     assert statistics.pixels.tolist() == [12]
     assert statistics.label[0, 156] == 8
 

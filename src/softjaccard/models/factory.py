@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from softjaccard.errors import InputError
+from softjaccard.errors import InputError, first_line
 from softjaccard.models.network import SegmentationNetwork
 
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
@@ -119,9 +117,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        first_line = str(error).splitlines()[0]
-        raise InputError(f"encoder_weights: {path} cannot be read as a file of tensors: {first_line}") from error
+    except Exception as error:  # a damaged file can make torch stumble over anything
+        raise InputError(f"encoder_weights: {path} cannot be read as a file of tensors: {first_line(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"encoder_weights: {path} does not hold a dictionary of tensors.")
     return state

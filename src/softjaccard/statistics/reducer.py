@@ -48,7 +48,7 @@ def reduce_classes(values: Tensor, active: Tensor, per: Per, class_weight: Tenso
     if per not in PER:
         raise ValueError(f"per: expected one of {', '.join(map(repr, PER))}, got {per!r}")
     present = active.to(values.dtype)
-    weight = torch.ones_like(values[0]) if class_weight is None else class_weight.to(values)
+    weight = values.new_ones(values.shape[1]) if class_weight is None else class_weight.to(values)
     if per == "class":
         by_class, seen = _mean(values, present, 0)
         return _mean(by_class, seen * weight, 0)[0]

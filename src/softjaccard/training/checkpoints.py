@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 import softjaccard
-from softjaccard.errors import InputError
+from softjaccard.errors import InputError, first_line
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -55,9 +54,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError(f"There is no checkpoint {path}.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged file can make torch stumble over anything
         raise InputError(
-            f"{path} is damaged, or holds more than tensors and plain data: {str(error).splitlines()[0]}"
+            f"{path} is damaged, or holds more than tensors and plain data: {first_line(error)}"
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise InputError(f"{path} is not a checkpoint of a training run.")

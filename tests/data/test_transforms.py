@@ -1,0 +1,96 @@
+"""Augmentation, batches and order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from drawn_camvid import draw_camvid
+from softjaccard.data.camvid import CamVidData
+from softjaccard.data.module import EpochSampler
+from softjaccard.data.transforms import IGNORE_INDEX, PADDING_GREY, TrainingTransform, collate_padded, mix_seed
+
+
+def numbered(height: int, width: int) -> dict[str, torch.Tensor]:
+    """A sample of which each pixel has its own value, the same in image and label."""
+    label = torch.arange(height * width).reshape(height, width)
+    return {"image": label.float().expand(3, height, width), "label": label, "index": torch.tensor(7)}
+
+
+@pytest.mark.parametrize("crop", [(4, 6), (9, 12), (12, 5), (20, 20)])
+def test_image_and_label_stay_together_and_padding_is_ignored(crop: tuple[int, int]) -> None:
+    transform = TrainingTransform(crop)
+    seen = set()
+    for seed in range(20):
+        sample = transform(numbered(9, 12), (seed,))
+        assert type(sample["image"]) is type(sample["label"]) is torch.Tensor
+        assert sample["image"].shape == (3, *crop)
+        assert sample["index"] == 7
+        kept = sample["label"] != IGNORE_INDEX
+        assert kept.sum() == min(crop[0], 9) * min(crop[1], 12)
+        torch.testing.assert_close(sample["image"][0][kept], sample["label"][kept].float())
+        assert (sample["image"][:, ~kept] == PADDING_GREY).all()
+        seen.add(tuple(sample["label"].flatten().tolist()))
+    assert len(seen) > 1
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_flip_mirrors_left_and_right(flip: float) -> None:
+    sample = numbered(4, 6)
+    result = TrainingTransform((4, 6), flip=flip)(sample, (0,))
+    for name in ("image", "label"):
+        torch.testing.assert_close(result[name], sample[name].flip(-1) if flip else sample[name])
+
+
+def test_draws_depend_on_the_seed_alone() -> None:
+    transform, sample = TrainingTransform((4, 6)), numbered(9, 12)
+    first = transform(sample, (0, 3, 5))
+    torch.manual_seed(123)
+    state = torch.get_rng_state()
+    again = transform(sample, (0, 3, 5))
+    torch.testing.assert_close(first["label"], again["label"])
+    torch.testing.assert_close(torch.get_rng_state(), state)
+    others = [transform(sample, seed)["label"] for seed in ((0, 3, 6), (0, 4, 5), (1, 3, 5), (0, 5, 3))]
+    assert not all(torch.equal(first["label"], other) for other in others)
+
+
+def test_mixed_seeds_differ() -> None:
+    triples = [(a, b, c) for a in range(4) for b in range(4) for c in range(4)]
+    assert len({mix_seed(*triple) for triple in triples}) == len(triples)
+
+
+def test_collate_pads_right_and_bottom() -> None:
+    batch = collate_padded([numbered(4, 9), numbered(6, 5)], multiple=4)
+    assert batch["image"].shape == (2, 3, 8, 12)
+    assert batch["label"].shape == (2, 8, 12)
+    torch.testing.assert_close(batch["label"][0, :4, :9], numbered(4, 9)["label"])
+    torch.testing.assert_close(batch["image"][1, :, :6, :5], numbered(6, 5)["image"])
+    assert (batch["label"][0, 4:] == IGNORE_INDEX).all()
+    assert (batch["label"][1, :, 5:] == IGNORE_INDEX).all()
+    assert (batch["image"][1, :, :, 5:] == PADDING_GREY).all()
+    assert batch["index"].tolist() == [7, 7]
+
+
+def test_every_epoch_has_an_order_of_its_own() -> None:
+    sampler, orders = EpochSampler(10, seed=3), []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        keys = list(sampler)
+        assert {key[0] for key in keys} == {epoch}
+        assert sorted(key[1] for key in keys) == list(range(10))
+        orders.append([key[1] for key in keys])
+    assert orders[0] == orders[2] != orders[1]
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
+    root = draw_camvid(tmp_path)
+    runs = []
+    for workers in (0, 2):
+        data = CamVidData(str(root), scale=1.0, crop=(16, 16), batch_size=2, pad_multiple=1, workers=workers, seed=5)
+        data.setup("fit")
+        runs.append(list(data.train_dataloader()))
+    for one, two in zip(*runs, strict=True):
+        for name, value in one.items():
+            torch.testing.assert_close(value, two[name])

@@ -1,0 +1,135 @@
+"""Networks by name, pretrained files, and what a network does with an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch.nn.functional import interpolate
+
+from softjaccard.errors import InputError
+from softjaccard.models import create_model
+
+TINY = "tu-test_resnet"
+
+
+def tiny(architecture: str = "deeplabv3plus", **settings: Any) -> torch.nn.Module:
+    return create_model(architecture, TINY, 5, **settings).eval()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "stride"), [("deeplabv3plus", 4), ("deeplabv3", 8), ("unet", 1), ("fpn", 4), ("pspnet", 8)]
+)
+def test_logits_keep_their_stride_and_predictions_have_the_images_size(architecture: str, stride: int) -> None:
+    network = tiny(architecture)
+    image = torch.rand(2, 3, 64, 96)
+    logits = network(image)
+    assert logits.shape == (2, 5, 64 // stride, 96 // stride)
+    prediction = network.predict(image)
+    torch.testing.assert_close(prediction, interpolate(logits, size=(64, 96), mode="bilinear"))
+    assert not prediction.requires_grad
+    assert network.predict(image[..., :51, :77]).shape == (2, 5, 51, 77)
+
+
+def test_predict_leaves_the_mode_as_it_was_and_pads_with_the_mean_colour() -> None:
+    network = tiny()
+    image = torch.rand(1, 3, 32, 40)
+    padded = network.mean.expand(1, 3, 32, 48).clone()
+    padded[..., :40] = image
+    torch.testing.assert_close(network.predict(image), network.predict(padded)[..., :40])
+    network.train()
+    network.predict(image)
+    assert network.training
+
+
+def test_sizes_that_do_not_divide_are_refused() -> None:
+    network = tiny()
+    with pytest.raises(InputError, match=r"40x64.*multiples of 16"):
+        network(torch.rand(1, 3, 40, 64))
+
+
+def test_channels_last_changes_nothing_but_the_layout() -> None:
+    plain, other = tiny(), tiny(channels_last=True)
+    other.load_state_dict(plain.state_dict())
+    image = torch.rand(2, 3, 64, 64)
+    assert other(image).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(other(image), plain(image))
+
+
+def test_the_networks_normalisation_is_its_encoders() -> None:
+    lite = create_model(encoder="tu-tf_efficientnet_lite0", num_classes=11)
+    assert lite.mean.flatten().tolist() == lite.std.flatten().tolist() == [0.5, 0.5, 0.5]
+    native = create_model("unet", "resnet18", num_classes=2)
+    torch.testing.assert_close(native.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
+    given = tiny(mean=[0.1, 0.2, 0.3], std=[1.0, 2.0, 3.0])
+    given.load_state_dict({**(plain := tiny()).state_dict(), "mean": given.mean, "std": given.std})
+    image = torch.rand(1, 3, 32, 32)
+    same = (image - given.mean) / given.std * plain.std + plain.mean
+    torch.testing.assert_close(given(image), plain(same), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_from_a_file(tmp_path: Path, suffix: str) -> None:
+    classifier = timm.create_model("test_resnet", pretrained=False)
+    path = tmp_path / f"weights{suffix}"
+    state = classifier.state_dict()  # has the classifier's last layer too
+    torch.save(state, path) if suffix == ".pth" else save_file(state, path)
+    encoder = tiny(encoder_weights=str(path)).encoder.model.state_dict()
+    assert set(state) - set(encoder) == {"fc.weight", "fc.bias"}
+    for name, value in encoder.items():
+        torch.testing.assert_close(value, state[name])
+
+
+def test_weights_that_do_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    state = timm.create_model("test_resnet", pretrained=False).state_dict()
+    del state["bn1.bias"]
+    state["bn1.strange"] = torch.zeros(1)
+    state["conv1.0.weight"] = torch.zeros(2, 3, 3, 3)
+    torch.save(state, path)
+    with pytest.raises(InputError) as caught:
+        tiny(encoder_weights=str(path))
+    for words in (str(path), "1 missing (such as bn1.bias)", "1 unknown (such as bn1.strange)", "conv1.0.weight"):
+        assert words in str(caught.value)
+
+
+def test_files_that_are_no_weights(tmp_path: Path) -> None:
+    for name, content in (("a.pth", b"text"), ("b.safetensors", b"text"), ("c.pt", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=name):
+            tiny(encoder_weights=str(tmp_path / name))
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "module.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    for name in ("module.pth", "list.pth", "missing.pth"):
+        with pytest.raises(InputError, match=name):
+            tiny(encoder_weights=str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nonet", TINY), "'nonet' is unknown.*deeplabv3plus"),
+        (("unet", "tu-nonsense"), "'tu-nonsense'"),
+        (("unet", "nonsense"), "'nonsense'"),
+    ],
+)
+def test_unknown_names(arguments: tuple[str, str], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        create_model(*arguments)
+
+
+def test_parameter_groups_hold_every_parameter_once() -> None:
+    network = tiny()
+    groups = {group["name"]: group for group in network.parameter_groups(0.1, 10.0, 0.01)}
+    members = [id(parameter) for group in groups.values() for parameter in group["params"]]
+    assert sorted(members) == sorted(id(parameter) for parameter in network.parameters())
+    encoder = {id(parameter) for parameter in network.encoder.parameters()}
+    for name, group in groups.items():
+        assert group["lr"] == pytest.approx(0.1 if name.startswith("encoder") else 1.0)
+        assert group["weight_decay"] == (0.01 if name.endswith("weights") else 0.0)
+        assert all((id(parameter) in encoder) == name.startswith("encoder") for parameter in group["params"])
+        assert all((parameter.ndim > 1) == name.endswith("weights") for parameter in group["params"])

@@ -1,0 +1,130 @@
+"""What the command says, and how it ends, when something the user gave is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import softjaccard
+from drawn_camvid import draw_camvid
+from softjaccard import cli
+from softjaccard.cli import main
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_camvid(tmp_path_factory.mktemp("data") / "camvid")
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runs go to a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in (
+        (["--version"], [softjaccard.__version__]),
+        (["--help"], ["demo", "fit", "test"]),
+        (["fit", "--help"], ["camvid.yaml", "--model.loss softjaccard.CrossEntropyLoss", "--resume"]),
+        (["test", "--help"], ["RUN", "best"]),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 0
+        output = capsys.readouterr().out
+        assert all(word in output for word in words)
+
+
+def test_all_settings_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", "--config", "camvid.yaml", "--print_config"])
+    assert caught.value.code == 0
+    output = capsys.readouterr().out
+    assert all(words in output for words in ("learning_rate: 0.0005", "gradient: exact", "max_epochs: 12"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ([], ["root", "required"]),
+        (["--data.root=nowhere"], ["no folder nowhere"]),
+        (["--data.rot=x", "--data.root=ROOT"], ["data", "'rot'"]),
+        (["--data.root=ROOT", "--model.encoder_weights=none.pth"], ["no file none.pth"]),
+        (["--data.root=ROOT", "--model.encoder=tu-nothing"], ["tu-nothing"]),
+        (["--data.root=ROOT", "--model.num_classes=many"], ["model.num_classes", "int", "many"]),
+        (["--data.root=ROOT", "--model.num_classes=3"], ["num_classes is 3", "11 classes"]),
+        (["--data.root=ROOT", "--model.loss=softjaccard.Nothing"], ["model.loss", "Nothing"]),
+        (["--data.root=ROOT", "--model.loss.region.gama=2"], ["model.loss.region", "gama"]),
+        (["--data.root=ROOT", "--model.loss.region.gradient=x"], ["model.loss.region.gradient", "error_scaled"]),
+        (["--data.root=ROOT", "--model.loss.region.gamma=0.5"], ["gamma", "0.5"]),
+        (["--data.root=ROOT", "--model.optimiser.learning_rate=-1"], ["learning_rate"]),
+        (["--data.root=ROOT", "--trainer.max_epoch=3"], ["--trainer.max_epoch"]),
+        (["--data.root=ROOT", "--trainer.accelerator=abacus"], ["trainer", "abacus"]),
+        (["--data.root=ROOT", "--nonsense=3"], ["--nonsense"]),
+        (["--config=other.yaml"], ["other.yaml", "camvid.yaml"]),
+        (["--config=FILE"], ["modell"]),
+        (["--resume"], ["no run to resume"]),
+    ],
+)
+def test_errors_of_fit(
+    settings: list[str], words: list[str], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "file.yaml"
+    config.write_text(f"modell: 3\ndata:\n  init_args:\n    root: {root}\n")
+    settings = [setting.replace("ROOT", str(root)).replace("FILE", str(config)) for setting in settings]
+    assert_one_line(["fit", "--config", "camvid.yaml", "--output", "run", *settings], words, capsys)
+    assert not Path("run").exists() or "num_classes is 3" in words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["COMMAND"]),
+        (["train"], ["train", "fit"]),
+        (["fit"], ["--config", "camvid.yaml"]),
+        (["fit", "--config"], ["--config"]),
+        (["fit", "--config", "camvid.yaml", "--data.root", "x", "--output"], ["--output"]),
+        (["test"], ["RUN"]),
+        (["test", "nowhere"], ["no run in nowhere"]),
+        (["demo", "--nonsense"], ["--nonsense"]),
+    ],
+)
+def test_errors_of_the_command(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert_one_line(arguments, words, capsys)
+
+
+def assert_one_line(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The command ends with 2 and one line on stderr that has all the words."""
+    try:
+        code: object = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.count("\n") == 1, error
+    assert error.startswith("softjaccard")
+    assert all(word in error for word in words), error
+
+
+def test_a_damaged_image_is_named_from_a_worker_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = draw_camvid(tmp_path / "camvid")
+    broken = root / "images" / "train" / "train_3.jpg"
+    broken.write_bytes(b"not an image")
+    settings = ["--model.architecture=unet", "--model.encoder=tu-test_resnet", "--data.batch_size=2"]
+    settings += ["--data.pad_multiple=32", "--data.workers=1", "--trainer.num_sanity_val_steps=0"]
+    code = main(["fit", "--config", "camvid.yaml", "--data.root", str(root), *settings, "--output", "run"])
+    assert code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith(f"softjaccard fit: {broken} cannot be read")
+
+
+def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: object) -> None:
+        raise KeyError("bug")
+
+    monkeypatch.setattr(cli, "_find_config", bug)
+    with pytest.raises(KeyError, match="bug"):
+        main(["fit", "--config", "camvid.yaml"])

@@ -1,0 +1,163 @@
+"""The parts of a training: schedule, optimiser, checkpoints, logs, and the Lightning module."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch.nn.functional import interpolate
+
+import softjaccard
+from drawn_camvid import draw_camvid
+from softjaccard.data.camvid import CamVidData
+from softjaccard.errors import InputError
+from softjaccard.metrics import CalibrationError, FineGrainedIoU
+from softjaccard.training import OptimiserSettings, SupervisedSegmentation
+from softjaccard.training.checkpoints import CheckpointFiles, load_checkpoint
+from softjaccard.training.optimisation import build_optimiser, build_schedule
+from softjaccard.training.reporting import CSVFile
+
+
+def module(num_classes: int = 11, **settings: Any) -> SupervisedSegmentation:
+    loss = softjaccard.CompoundLoss(softjaccard.JaccardLoss())
+    return SupervisedSegmentation(loss, num_classes, architecture="unet", encoder="tu-test_resnet", **settings)
+
+
+def quiet(**settings: Any) -> Trainer:
+    return Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, **settings,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> CamVidData:
+    root = draw_camvid(tmp_path / "camvid", (64, 64))
+    return CamVidData(str(root), scale=1.0, crop=(32, 32), batch_size=2, evaluation_batch_size=1)
+
+
+def test_learning_rate_rises_then_falls_to_zero_in_every_group() -> None:
+    settings = OptimiserSettings(learning_rate=0.1, decoder_factor=3.0, warmup=0.1, power=0.9)
+    optimiser = build_optimiser(module().network, settings)
+    schedule = build_schedule(optimiser, settings, steps=100)
+    rates = []
+    for _ in range(100):
+        rates.append({group["name"]: group["lr"] for group in optimiser.param_groups})
+        optimiser.step()
+        schedule.step()
+    encoder = torch.tensor([rate["encoder_weights"] for rate in rates], dtype=torch.float64)
+    decoder = torch.tensor([rate["decoder_weights"] for rate in rates], dtype=torch.float64)
+    torch.testing.assert_close(decoder, 3 * encoder)
+    torch.testing.assert_close(encoder[:10], torch.arange(1, 11, dtype=torch.float64) / 100)
+    torch.testing.assert_close(encoder[10:], 0.1 * (1 - torch.arange(90, dtype=torch.float64) / 90) ** 0.9)
+    assert optimiser.param_groups[0]["lr"] == 0
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
+def test_optimisers(name: Any, kind: type) -> None:
+    optimiser = build_optimiser(module().network, OptimiserSettings(name=name, momentum=0.8))
+    assert isinstance(optimiser, kind)
+    assert optimiser.param_groups[0].get("momentum", 0.8) == 0.8
+
+
+@pytest.mark.parametrize("wrong", [{"learning_rate": 0.0}, {"decoder_factor": -1.0}, {"warmup": 1.0}])
+def test_optimiser_settings_out_of_range(wrong: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        OptimiserSettings(**wrong)
+
+
+def test_evaluation_logs_the_scores_of_the_whole_set(data: CamVidData) -> None:
+    model = module().eval()
+    trainer = quiet()
+    (logged,) = trainer.test(model, data, verbose=False)
+    iou, calibration = FineGrainedIoU(11), CalibrationError(11)
+    losses = []
+    for batch in data.test_dataloader():
+        with torch.no_grad():
+            logits = interpolate(model(batch["image"]), size=(64, 64), mode="bilinear")
+        iou.update(logits, batch["label"])
+        calibration.update(logits.softmax(1), batch["label"])
+        losses.append(model.loss(logits, batch["label"]))
+    scores = iou.compute()
+    expected = {name: scores[name] for name in ("mIoU_D", "mIoU_I", "mIoU_C")}
+    expected |= {**calibration.compute(), "loss": torch.stack(losses).mean()}
+    expected |= {
+        f"IoU_D/{name}": scores["IoU_D"][index]
+        for index, name in enumerate(data.datasets["test"].classes)
+        if scores["active_D"][index]
+    }
+    assert {name.removeprefix("test/") for name in logged} == set(expected)
+    for name, value in expected.items():
+        assert logged[f"test/{name}"] == pytest.approx(value.item(), abs=1e-5), name
+
+
+def test_training_lowers_the_loss_and_shows_a_running_score(data: CamVidData) -> None:
+    model = module(optimiser=OptimiserSettings(learning_rate=3e-3, decoder_factor=1.0))
+    seen = []
+    model.on_train_batch_end = lambda outputs, *_: seen.append(  # type: ignore[method-assign]
+        (float(outputs["loss"]), float(model.trainer.callback_metrics["train/mIoU_D"]))
+    )
+    quiet(max_epochs=15, limit_val_batches=0).fit(model, data)
+    assert len(seen) == 30
+    assert seen[-1][0] < 0.7 * seen[0][0]
+    assert seen[-1][1] > 2 * seen[0][1]
+
+
+def test_data_with_other_classes_are_refused(data: CamVidData) -> None:
+    with pytest.raises(InputError, match=r"num_classes is 4.*test data have 11"):
+        quiet().test(module(num_classes=4), data, verbose=False)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(data: CamVidData) -> None:
+    model = module()
+    next(model.network.parameters()).data.fill_(torch.nan)
+    with pytest.raises(InputError, match=r"nan at step 0.*learning_rate"):
+        quiet(max_epochs=1, num_sanity_val_steps=0, limit_val_batches=0).fit(model, data)
+
+
+def test_checkpoints_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "folder" / "last.ckpt"
+    files = CheckpointFiles()
+    files.save_checkpoint({"state_dict": {"weight": torch.ones(2)}, "epoch": 3}, path)
+    assert files.load_checkpoint(path)["epoch"] == 3
+
+    def cut_off(content: object, target: Path) -> None:
+        Path(target).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        files.save_checkpoint({}, path)
+    assert load_checkpoint(path)["epoch"] == 3
+
+
+def test_checkpoints_with_more_than_plain_data_are_refused(tmp_path: Path) -> None:
+    for name, content in (("a.ckpt", {"state_dict": {}, "extra": torch.nn.Linear(1, 1)}), ("b.ckpt", {"epoch": 1})):
+        torch.save(content, tmp_path / name)
+        with pytest.raises(InputError, match=name):
+            load_checkpoint(tmp_path / name)
+    (tmp_path / "c.ckpt").write_bytes(b"damaged")
+    for name in ("c.ckpt", "missing.ckpt"):
+        with pytest.raises(InputError, match=name):
+            load_checkpoint(tmp_path / name)
+
+
+def test_csv_goes_on_where_a_run_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "metrics.csv"
+    first = CSVFile(path)
+    for step, loss in ((4, 0.9), (9, 0.8), (14, 0.7)):
+        first.log_metrics({"train/loss": loss, "epoch": step // 10}, step)
+    first.save()
+    resumed = CSVFile(path)  # from a checkpoint after step 9
+    resumed.log_metrics({"val/mIoU_D": 0.4, "epoch": 0}, 9)
+    resumed.log_metrics({"train/loss": 0.75, "epoch": 1}, 14)
+    resumed.finalize("success")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["4", "9", "14"]
+    assert [row["train/loss"] for row in rows] == ["0.9", "0.8", "0.75"]
+    assert [row["val/mIoU_D"] for row in rows] == ["", "0.4", ""]
