@@ -41,7 +41,7 @@ CASES: dict[str, tuple[str, Callable[[], Loss]]] = {
     "cross-entropy": ("torch `F.cross_entropy`", lambda: F.cross_entropy),
     "chunked": ("0.25 CE + 0.75 JML, `chunked`", lambda: _jml(backend="chunked")),
     "chunked-error-scaled": (
-        "the same, `gradient=\"error_scaled\"`",
+        'the same, `gradient="error_scaled"`',
         lambda: _jml(backend="chunked", gradient="error_scaled"),
     ),
     "chunked-smoothed": ("the same, boundary-smoothed label", lambda: _smoothed(_jml(backend="chunked"))),

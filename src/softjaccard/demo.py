@@ -6,7 +6,6 @@ It is also the shortest complete use of the library in a plain training loop; se
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +26,7 @@ import softjaccard
 from softjaccard.data.synthetic import SyntheticScenes
 from softjaccard.errors import InputError
 from softjaccard.evaluation.figures import draw_comparison
+from softjaccard.files import write_text
 from softjaccard.metrics import CalibrationError, FineGrainedIoU
 
 IGNORE = SyntheticScenes.ignore_index
@@ -270,9 +270,7 @@ def _write_record(result: DemoResult, settings: DemoSettings, seconds: float) ->
             "python": platform.python_version(),
         },
     }
-    unfinished = result.record.with_name(result.record.name + ".unfinished")
-    unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, result.record)
+    write_text(result.record, json.dumps(record, indent=2) + "\n")
 
 
 def _print_table(result: DemoResult, console: Console) -> None:

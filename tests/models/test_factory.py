@@ -115,11 +115,13 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
         (("nonet", TINY), "'nonet' is unknown.*deeplabv3plus"),
         (("unet", "tu-nonsense"), "'tu-nonsense'"),
         (("unet", "nonsense"), "'nonsense'"),
+        (("unet", TINY, 5, {"options": {"sauce": 1}}), "sauce"),
     ],
 )
-def test_unknown_names(arguments: tuple[str, str], words: str) -> None:
+def test_unknown_names(arguments: tuple[Any, ...], words: str) -> None:
+    *positional, settings = arguments if isinstance(arguments[-1], dict) else (*arguments, {})
     with pytest.raises(InputError, match=words):
-        create_model(*arguments)
+        create_model(*positional, **settings)
 
 
 def test_parameter_groups_hold_every_parameter_once() -> None:

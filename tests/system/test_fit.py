@@ -72,7 +72,7 @@ def test_a_run_is_not_overwritten(run: Path, root: Path, capsys: pytest.CaptureF
     assert "already holds a run" in error
     assert "--resume" in error
     assert fit(root, run, *TINY, "--resume", "--model.encoder=tu-test_efficientnet") == 2
-    assert "model differs" in capsys.readouterr().err
+    assert "the model given differs" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
@@ -108,7 +108,7 @@ def test_test_writes_the_scores(run: Path, capsys: pytest.CaptureFixture[str]) -
         result = json.loads((run / "test.json").read_text())
         assert {"mIoU_D", "mIoU_I", "mIoU_C", "ECE", "loss", "IoU_D/sky"} <= result["scores"].keys()
         assert result["checkpoint"].endswith(f"{checkpoint}.ckpt")
-        assert result["versions"]["torch"] == torch.__version__
+        assert result["versions"]["torch"] == torch.__version__.partition("+")[0]
         assert f"{result['scores']['mIoU_D']:.4f}" in capsys.readouterr().out
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 from torch import Tensor
+
+from softjaccard.files import write_whole
 
 #: Ground, then the colours of Okabe and Ito, which the colour-blind can tell apart.
 PALETTE = ("#E3E3E3", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
@@ -77,9 +78,7 @@ def draw_comparison(
     names = [*zip(classes, PALETTE, strict=False), ("not labelled", _UNLABELLED)]
     patches = [Patch(facecolor=colour, edgecolor="#808080", label=name) for name, colour in names]
     figure.legend(handles=patches, loc="lower center", ncols=len(patches), frameon=False, fontsize=10)
-    unfinished = path.with_name(path.name + ".unfinished")
-    figure.savefig(unfinished, format="png")
-    os.replace(unfinished, path)
+    write_whole(path, lambda unfinished: figure.savefig(unfinished, format="png"))
 
 
 def _draw(axes: Axes, picture: Tensor, style: Mapping[str, Any]) -> AxesImage:

@@ -20,7 +20,7 @@ class Resolved(NamedTuple):
     """What a label says about some pixels."""
 
     value: Tensor
-    """The distribution (B, C, *spatial); anything where not counted."""
+    """The distribution (B, C, *spatial); some finite value where not counted."""
     counted: Tensor | None
     """Boolean (B, 1 or C, *spatial): the pixels with a label; None if all have one."""
 

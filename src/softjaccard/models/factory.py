@@ -69,9 +69,9 @@ def create_model(
             classes=num_classes,
             **arguments,
         )
-    except (KeyError, RuntimeError, OSError) as error:
+    except (KeyError, RuntimeError, OSError, TypeError, ValueError) as error:
         wanted = f" with weights '{published}'" if published else ""
-        raise InputError(f"Encoder '{encoder}'{wanted} cannot be built: {error}") from error
+        raise InputError(f"{architecture} with encoder '{encoder}'{wanted} cannot be built: {error}") from error
     if local:
         load_encoder_weights(body.encoder, Path(str(encoder_weights)).expanduser())
     configuration = getattr(getattr(body.encoder, "model", None), "pretrained_cfg", {})

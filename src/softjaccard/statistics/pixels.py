@@ -48,7 +48,7 @@ class Options(LabelOptions):
 
 
 class Pixels(NamedTuple):
-    """Logits, label and weights of some pixels; what does not count is 0 in all three."""
+    """Logits, label and weights of some pixels; where one does not count, its logits and weight are 0."""
 
     logits: Tensor
     """(B, C, *spatial) in the dtype of the sums, divided by the temperature."""
@@ -101,7 +101,7 @@ def resolve_pixels(logits: Tensor, label: Label, mask: Tensor | None, options: O
     if options.temperature != 1.0:
         wide = wide / options.temperature
     if counted is not None:
-        wide, value = torch.where(counted, wide, 0), torch.where(counted, value, 0)
+        wide = torch.where(counted, wide, 0)
         weight = counted.to(dtype) if weight is None else torch.where(counted, weight, 0.0)
     if check.invalid is not None:
         invalid = check.invalid if options.per_channel else check.invalid.any(1, keepdim=True)

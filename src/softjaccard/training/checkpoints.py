@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 import softjaccard
 from softjaccard.errors import InputError, first_line
+from softjaccard.files import write_whole
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -23,9 +24,7 @@ class CheckpointFiles(TorchCheckpointIO):
         """Write the file."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".part")
-        torch.save(checkpoint, unfinished)
-        os.replace(unfinished, path)
+        write_whole(path, lambda unfinished: torch.save(checkpoint, unfinished))
 
     def load_checkpoint(self, path: str | os.PathLike[str], *_: Any, **__: Any) -> dict[str, Any]:
         """Read the file onto the CPU."""

@@ -10,6 +10,7 @@ import json
 import logging
 import platform
 import re
+import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -24,12 +25,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from rich.console import Console
 
 import softjaccard
 from softjaccard.errors import InputError
+from softjaccard.files import write_text
 from softjaccard.training.checkpoints import CheckpointFiles, ConfigInCheckpoint, load_checkpoint
-from softjaccard.training.reporting import CSVFile, ProgressBar, write_text
+from softjaccard.training.reporting import CSVFile, ProgressBar
 
 MONITOR = "val/mIoU_D"
 
@@ -59,6 +60,8 @@ def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None
             given, or holds none and it is.
     """
     saved_config, last = output / "config.yaml", output / "checkpoints" / "last.ckpt"
+    if resume and not saved_config.exists():
+        raise InputError(f"There is no run to resume in {output}: {saved_config} was looked for.")
     parser = build_parser()
     config = _parse(parser, arguments)
     plain = _as_plain(parser, config)
@@ -66,8 +69,6 @@ def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None
         raise InputError(
             f"{output} already holds a run: go on with it (--resume), choose another --output, or remove it."
         )
-    if resume and not saved_config.exists():
-        raise InputError(f"There is no run to resume in {output}: {saved_config} was looked for.")
     if resume:
         _check_same_model(plain, yaml.safe_load(saved_config.read_text(encoding="utf-8")), output)
     seed_everything(config.seed, workers=True, verbose=False)
@@ -87,7 +88,11 @@ def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None
     )
     output.mkdir(parents=True, exist_ok=True)
     write_text(saved_config, yaml.safe_dump(plain, sort_keys=False))
-    trainer.fit(model, data, ckpt_path=last if resume and last.exists() else None)
+    try:
+        trainer.fit(model, data, ckpt_path=last if resume and last.exists() else None)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        _say("Stopped. The same command with --resume goes on from the end of the last epoch.")
+        raise
     score = "" if best.best_model_score is None else f", best validation mIoU_D {float(best.best_model_score):.4f}"
     _say(f"Trained for {trainer.current_epoch} epochs{score}. The run is in {output}.")
     _say(f"Next: softjaccard test {output}")
@@ -152,7 +157,7 @@ def build_parser() -> ArgumentParser:
 
 
 def _say(line: str) -> None:
-    Console(highlight=False, soft_wrap=True).print(line, markup=False)
+    sys.stdout.write(f"{line}\n")
 
 
 def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> Config:
@@ -185,18 +190,18 @@ def _instantiate(parser: ArgumentParser, config: Config) -> tuple[LightningModul
 
 
 def _as_plain(parser: ArgumentParser, config: Config) -> dict[str, Any]:
-    plain: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_none=False))
+    plain: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_unset=False))
     plain.pop("config", None)
     return plain
 
 
 def _check_same_model(config: dict[str, Any], saved: dict[str, Any], output: Path) -> None:
-    changed = [name for name in ("seed", "model") if config[name] != saved[name]]
-    if changed:
-        raise InputError(
-            f"A run is resumed with the settings it began with; {' and '.join(changed)} differ from "
-            f"{output / 'config.yaml'}. Repeat them, or start another run with another --output."
-        )
+    for name in ("seed", "model"):
+        if config[name] != saved[name]:
+            raise InputError(
+                f"A run is resumed with the {name} it began with, but the {name} given differs from that in "
+                f"{output / 'config.yaml'}. Repeat those settings, or start another run with another --output."
+            )
 
 
 def _trainer(config: Config, output: Path, **settings: Any) -> Trainer:

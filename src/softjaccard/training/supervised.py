@@ -94,7 +94,8 @@ class SupervisedSegmentation(LightningModule):
         logits, loss = self._logits_and_loss(batch)
         if not loss.isfinite():
             raise InputError(
-                f"The loss became {loss.item()} at step {self.global_step}: a lower model.optimiser.learning_rate may help."
+                f"The loss became {loss.item()} at step {self.global_step}; "
+                "a lower model.optimiser.learning_rate may help."
             )
         self.training_iou.update(logits.detach(), batch["label"])
         self.log("train/loss", loss.detach(), prog_bar=True)

@@ -1,0 +1,28 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a file beside ``path``, then rename it; an interruption leaves what was there before.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "scores.json"
+        >>> write_whole(path, lambda unfinished: unfinished.write_text("{}"))
+        >>> path.read_text()
+        '{}'
+    """
+    # The ending stays, because it tells some writers the format.
+    unfinished = path.with_name(f"{path.stem}.part{path.suffix}")
+    write(unfinished)
+    os.replace(unfinished, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
