@@ -38,8 +38,10 @@ from softjaccard.statistics.pixels import (
     sum_pixels,
 )
 
-#: Logits in a tile. Some tiles of this size fit a core's second-level cache; measured best on a 2-core CPU.
+#: Logits in a tile on the CPU. A tile of this size fits a core's second-level cache.
 TILE_ELEMENTS = 2**18
+#: On other devices a tile has to outweigh the launches of its kernels, some 0.1 ms; estimated, not measured.
+DEVICE_TILE_ELEMENTS = 2**23
 
 #: What a hard label under softmax yields without a dense tile of it.
 _HARD_FIELDS = frozenset(FIELDS) - {"prediction_square", "prediction_peak"}
@@ -49,10 +51,11 @@ _DIFFERENTIABLE = ("prediction", "overlap", "cross_entropy", "product", "predict
 Tile = tuple[slice, ...]
 
 
-def tiles(shape: torch.Size) -> Iterator[Tile]:
-    """Cut ``(B, C, *spatial)`` into tiles of about TILE_ELEMENTS: several small images, or a part of a large one."""
-    images, channels, *spatial = shape
-    budget = max(1, TILE_ELEMENTS // channels)
+def tiles(logits: Tensor) -> Iterator[Tile]:
+    """Cut ``(B, C, *spatial)`` into tiles of at most so many elements: several small images, or a part of one."""
+    images, channels, *spatial = logits.shape
+    elements = TILE_ELEMENTS if logits.device.type == "cpu" else DEVICE_TILE_ELEMENTS
+    budget = max(1, elements // channels)
     if prod(spatial) <= budget:
         step = budget // prod(spatial)
         whole = (slice(None),) * len(spatial)
@@ -130,7 +133,7 @@ def _gradient_hard(pixels: Pixels, gradients: dict[str, Tensor], options: Option
     def at_label(values: Tensor) -> Tensor:
         return values.gather(1, ids[:, 0]).unsqueeze(1)
 
-    slope = gradients["prediction"].unsqueeze(2).expand_as(p).contiguous()
+    slope = torch.empty_like(p).copy_(gradients["prediction"].unsqueeze(2))
     p_label = p.gather(1, ids)
     overlap = at_label(gradients["overlap"]) * torch.where(p_label == 1, 0.5, 1.0)  # at a tie half of the gradient
     slope.scatter_add_(1, ids, overlap + at_label(gradients["product"]))
@@ -264,7 +267,7 @@ def _region_sums(logits: Tensor, *arguments: object) -> Tensor:
     # Sums of many tiles are added in float64, which MPS lacks.
     wide = dtype if logits.device.type == "mps" else torch.float64
     sums = torch.zeros((len(options.want), *logits.shape[:2]), dtype=wide, device=logits.device)
-    for tile in tiles(logits.shape):
+    for tile in tiles(logits):
         pixels = _resolve_tile(logits, label, mask, options, tile)
         found = _sum_hard(pixels, options) if isinstance(label, _ClassIds) else sum_pixels(pixels, options)
         for row, name in zip(sums, options.want, strict=True):
@@ -281,7 +284,7 @@ def _region_gradient(gradient: Tensor, logits: Tensor, *arguments: object) -> Te
         zip(options.want, gradient / options.temperature, strict=True)
     )
     result = torch.empty_like(logits)
-    for tile in tiles(logits.shape):
+    for tile in tiles(logits):
         pixels = _resolve_tile(logits, label, mask, options, tile)
         part = {name: by_name[name][tile[0]] for name in _DIFFERENTIABLE}
         compute = _gradient_hard if isinstance(label, _ClassIds) else _gradient_dense
