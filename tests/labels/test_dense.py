@@ -99,6 +99,9 @@ LOGITS = torch.zeros(2, 3, 4, 5)
         (lambda: sj.SmoothedLabel(INDEX, -0.1), ["epsilon", "-0.1"]),
         (lambda: sj.SmoothedLabel(INDEX, 1.5), ["epsilon", "1.5"]),
         (lambda: sj.SmoothedLabel(INDEX, 0.5, INDEX), ["where", "int64", "bool"]),
+        (lambda: sj.SmoothedLabel(INDEX, 0.5, [True]), ["where", "list", "bool"]),
+        (lambda: sj.SmoothedLabel([[0]]), ["index", "list"]),
+        (lambda: sj.RaterLabel(INDEX, [1.0, 2.0, 3.0, 4.0]), ["weights", "list"]),
         (lambda: sj.SmoothedLabel(INDEX, 0.5, torch.ones(2, 5, 4, dtype=torch.bool)), ["where", "2, 5, 4", "2, 4, 5"]),
         (lambda: sj.SmoothedLabel(INDEX + 3).dense(3), ["3", "ignore_index"]),
         (lambda: sj.TeacherLabel(INDEX[:, None]), ["logits", "int64"]),
@@ -116,7 +119,7 @@ LOGITS = torch.zeros(2, 3, 4, 5)
         (lambda: sj.dense([[0, 1]], 2), ["label", "list"]),
         (lambda: sj.dense(np.zeros((1, 4), dtype=int), 2), ["label", "ndarray"]),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input_names_the_argument_and_what_came(make: Any, words: list[str]) -> None:
     with pytest.raises((TypeError, ValueError)) as error:

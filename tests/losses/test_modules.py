@@ -183,7 +183,7 @@ INPUT = (torch.zeros(2, 3, 4), torch.zeros(2, 4, dtype=torch.int64))
         (lambda: sj.JaccardLoss()(INPUT[0], INPUT[0]), ["label", "sum"]),
         (lambda: sj.JaccardLoss().from_statistics(sj.region_statistics(*INPUT, want={"label"})), ["overlap", "want"]),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
 def test_bad_options_name_the_argument_what_came_and_what_was_expected(make: Any, words: list[str]) -> None:
     with pytest.raises((TypeError, ValueError)) as error:

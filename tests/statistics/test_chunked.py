@@ -148,6 +148,14 @@ def test_any_integer_dtype(dtype: torch.dtype, backend: str) -> None:
         oracle.statistics_close(narrow.statistics(backend=backend), oracle.sums(case.pixels()), 1e-10)
 
 
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_booleans_are_zeros_and_ones(backend: str) -> None:
+    for kind, classes in (("hard", 1), ("maps", 3)):
+        case = oracle.make_case(kind, "sigmoid", classes, ignore_index=None)
+        boolean = dataclasses.replace(case, label=case.label.bool())
+        oracle.statistics_close(boolean.statistics(backend=backend), oracle.sums(case.pixels()), 1e-10)
+
+
 @pytest.mark.parametrize("want", [oracle.FIELDS, oracle.USUAL], ids=["every field", "usual"])
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
 def test_class_156_in_uint8_is_not_ignored_and_255_can_be(backend: str, want: tuple[str, ...]) -> None:

@@ -55,6 +55,15 @@ def test_compiled_with_labels_as_arguments(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_compiled_for_images_of_changing_size(backend: str) -> None:
+    compiled = torch.compile(sj.region_statistics, fullgraph=True, backend="aot_eager")
+    for batch, size in ((2, (8, 9)), (3, (8, 9)), (1, (16, 7)), (4, (5, 31))):
+        case = oracle.make_case("hard", batch=batch, size=size)
+        statistics = compiled(case.logits, case.label, backend=backend)
+        oracle.statistics_close(statistics, oracle.sums(case.pixels()), 1e-10)
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_autocast_changes_nothing(dtype: torch.dtype, backend: str) -> None:
     case = oracle.make_case("teacher", dtype=torch.float32, mask="weights")

@@ -76,6 +76,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"mask": MAPS[:, :2].bool(), "label": MAPS, "activation": "sigmoid"}, ["mask", "2, 2, 4, 5"]),
     ({"mask": changed(INDEX.float(), -0.5)}, ["mask", "-0.5"]),
     # options
+    ({"ignore_index": None}, ["ignore_index", "None"]),
     ({"activation": "relu"}, ["activation", "relu", "softmax"]),
     ({"logits": LOGITS[:, :1]}, ["softmax", "sigmoid"]),
     ({"temperature": 0.0}, ["temperature", "0"]),
