@@ -178,14 +178,14 @@ def log_predictions(pixels: Pixels) -> tuple[Array, Array]:
         return top - np.log(np.exp(top).sum(axis=1, keepdims=True)), np.zeros_like(x)
     if pixels.activation == "sigmoid":
         return -np.logaddexp(0, -x), -np.logaddexp(0, x)
-    return np.log(np.maximum(pixels.p, 1e-12)), np.zeros_like(x)
+    return np.log(np.maximum(pixels.p, 1e-12)), np.log(np.maximum(1 - pixels.p, 1e-12))
 
 
 def sums(pixels: Pixels) -> Sums:
     """The table of region statistics, each (B, C), and `pixels` broadcast to (B, C)."""
     p, y, w = pixels.p, pixels.y, pixels.w
     log_p, log_not_p = log_predictions(pixels)
-    binary = pixels.activation == "sigmoid"
+    binary = pixels.activation == "sigmoid" or p.shape[1] == 1
     cross_entropy = np.where(y > 0, -y * np.where(y > 0, log_p, 0), 0) - (
         np.where(y < 1, (1 - y) * log_not_p, 0) if binary else 0
     )
@@ -233,7 +233,8 @@ def pull_back(pixels: Pixels, upstream: Mapping[str, Array], gradient: str = "ex
         return (region + p * weighted.sum(axis=1, keepdims=True) - weighted) / pixels.temperature
     if activation == "sigmoid":
         return (p * (1 - p) * by_p + entropy * (p - y)) / pixels.temperature
-    return by_p - entropy * np.where(p >= 1e-12, y / np.maximum(p, 1e-12), 0)
+    opposite = np.where(1 - p >= 1e-12, (1 - y) / np.maximum(1 - p, 1e-12), 0) if p.shape[1] == 1 else 0
+    return by_p - entropy * (np.where(p >= 1e-12, y / np.maximum(p, 1e-12), 0) - opposite)
 
 
 # --- losses ---------------------------------------------------------------------------------------
@@ -321,9 +322,10 @@ def tversky(
 
 
 def mean_entropy(stats: Sums, numerator: Array, activation: str | None, class_weight: Sequence[float] | None) -> Any:
-    """Σ w·numerator / Σ w·label, or Σ w·pixels under sigmoid."""
+    """Σ w·numerator / Σ w·label, or Σ w·pixels under sigmoid and for a single class."""
     weight = np.ones(numerator.shape[1]) if class_weight is None else np.asarray(class_weight)
-    norm = (weight * (stats["pixels"] if activation == "sigmoid" else stats["label"])).sum()
+    binary = activation == "sigmoid" or numerator.shape[1] == 1
+    norm = (weight * (stats["pixels"] if binary else stats["label"])).sum()
     return (weight * numerator).sum() / norm if norm.real > 0 else 0.0
 
 

@@ -281,8 +281,8 @@ def _print_table(result: DemoResult, console: Console) -> None:
         table.add_row(name, *(f"{100 * score:.1f}" for score in scores.values()))
     console.print(table)
     console.print(
-        "On held-out scenes, one seed. mIoU: overlap with the most probable class (more is better; a difference of "
-        "less than a point is chance). ECE: confidence against the true chance that an annotator agrees; distance: "
+        "On held-out scenes, one seed. mIoU: overlap with the most probable class (more is better). "
+        "ECE: confidence against the true chance that an annotator agrees; distance: "
         f"total variation between predicted and true probabilities (both: less is better). Picture: {result.picture}",
         highlight=False,
     )

@@ -28,7 +28,8 @@ def boundary(index: Tensor, kernel_size: int = 3, ignore_index: int = -100) -> T
     and Blaschko, Jaccard Metric Losses, arXiv 2302.05666.
 
     Args:
-        index: integer class ids ``(B, *spatial)``, any number of spatial dimensions.
+        index: integer class ids ``(B, *spatial)``, any number of spatial dimensions; every axis but the first is taken
+            for a spatial one.
         kernel_size: side of the window in pixels, odd; 3 marks a band two pixels wide, one on each side of an edge.
         ignore_index: the id of pixels that do not count.
 

@@ -113,12 +113,15 @@ def _expect_index(name: str, index: Tensor, shape: torch.Size, activation: Activ
 
 
 def class_ids(
-    index: Tensor, classes: int, ignore_index: int, selected: Tensor | None, check: ValueCheck
+    index: Tensor, classes: int, ignore_index: int, selected: Tensor | None, check: ValueCheck, *, votes: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Ids of any integer dtype as int64 within the classes, and where they count; None if they do everywhere."""
+    """Ids of any integer dtype as int64 within the classes, and where they count; None if they do everywhere.
+
+    The second axis has one entry, or the channels of maps, or several ``votes``: one invalid vote spoils the pixel.
+    """
     # Widened before any comparison: 156 in uint8 is not -100.
     ids = index.to(torch.int64)
-    if check.raises and not 0 <= ignore_index < classes:
+    if check.raises and ids.numel() and not 0 <= ignore_index < classes:
         low, high = torch.aminmax(ids)
         if low >= 0 and high < classes:
             return ids, None
@@ -126,7 +129,10 @@ def class_ids(
     invalid = counted & ((ids < 0) | (ids >= classes))
     if selected is not None:
         invalid = invalid & selected
-    check.flag(invalid, lambda: _explain_ids(ids.expand_as(invalid)[invalid], classes, ignore_index))
+    check.flag(
+        invalid.any(1, keepdim=True) if votes else invalid,
+        lambda: _explain_ids("label.votes" if votes else "label", ids.expand_as(invalid)[invalid], classes, ignore_index),
+    )
     return ids.clamp(0, classes - 1), counted
 
 
@@ -147,11 +153,11 @@ def _resolve_index(
     return Resolved(one_hot.scatter_(1, ids, 1.0), counted)
 
 
-def _explain_ids(found: Tensor, classes: int, ignore_index: int) -> str:
+def _explain_ids(name: str, found: Tensor, classes: int, ignore_index: int) -> str:
     values: list[int] = torch.unique(found).tolist()
     shown = ", ".join(str(value) for value in values[:5]) + (", ..." if len(values) > 5 else "")
     return (
-        f"label: expected class ids from 0 to {classes - 1}, or ignore_index ({ignore_index}) at pixels that do not "
+        f"{name}: expected class ids from 0 to {classes - 1}, or ignore_index ({ignore_index}) at pixels that do not "
         f"count; found {shown} at {found.numel()} pixels. If {values[-1]} marks pixels to leave out, pass "
         f"ignore_index={values[-1]}"
     )
@@ -245,7 +251,8 @@ class SmoothedLabel(Label):
         index: integer class ids ``(B, *spatial)``; under sigmoid integers 0/1, ``(B, *spatial)`` for one class or
             ``(B, C, *spatial)``.
         epsilon: how much of the mass is spread evenly over the classes, in [0, 1].
-        where: boolean, of ``index``'s shape: the pixels to smooth, such as ``boundary(index)``; None smooths all.
+        where: boolean, of ``index``'s shape: the pixels to smooth, such as ``boundary(index)``; None smooths all. For
+            multilabel maps the boundary is taken of each map: ``boundary(index.flatten(0, 1)).view_as(index)``.
 
     Raises:
         TypeError: ``index`` is not integer or ``where`` not boolean.
@@ -268,7 +275,7 @@ class SmoothedLabel(Label):
             raise TypeError(f"index: expected integer class ids, got {describe(self.index)}")
         if not 0 <= self.epsilon <= 1:
             raise ValueError(f"epsilon: expected a number in [0, 1], got {self.epsilon}")
-        if self.where is not None and self.where.dtype != torch.bool:
+        if self.where is not None and (not isinstance(self.where, Tensor) or self.where.dtype != torch.bool):
             raise TypeError(f"where: expected a boolean map such as boundary(index), got {describe(self.where)}")
         if self.where is not None and self.where.shape != self.index.shape:
             raise ValueError(
@@ -370,11 +377,11 @@ class RaterLabel(Label):
         """Check the fields against each other."""
         if not is_integer(self.votes):
             raise TypeError(f"votes: expected integer class ids (B, R, *spatial), got {describe(self.votes)}")
-        if self.votes.ndim < 3:
-            raise ValueError(f"votes: expected (B, R, *spatial), got {describe(self.votes)}")
+        if self.votes.ndim < 3 or self.votes.shape[1] == 0:
+            raise ValueError(f"votes: expected (B, R, *spatial) with R of at least 1, got {describe(self.votes)}")
         if self.weights is None:
             return
-        if not self.weights.is_floating_point():
+        if not isinstance(self.weights, Tensor) or not self.weights.is_floating_point():
             raise TypeError(f"weights: expected a float tensor (R,) or (B, R), got {describe(self.weights)}")
         raters = tuple(self.votes.shape[:2])
         # Inside the library the weights are spread over the pixels, so that every tensor of a label is cut alike.
@@ -408,12 +415,16 @@ class RaterLabel(Label):
         classes = max(shape[1], 2)
         if selected is not None:  # a vote is about all classes: it matters if any channel does
             selected = selected.any(1, keepdim=True)
-        votes, kept = class_ids(self.votes, classes, options.ignore_index, selected, check)
+        votes, kept = class_ids(self.votes, classes, options.ignore_index, selected, check, votes=True)
         if self.weights is not None:
             weights = self.weights.to(dtype)
+            valid = ((weights >= 0) & (weights < float("inf"))).all(1, keepdim=True)
             check.flag(
-                ~(weights >= 0).all(1, keepdim=True),
-                lambda: f"weights: expected numbers of at least 0, found {weights.min().item():.4g}",
+                ~valid,
+                lambda: (
+                    "weights: expected finite numbers of at least 0, found values from "
+                    f"{weights.min().item():.4g} to {weights.max().item():.4g}"
+                ),
             )
         else:
             weights = torch.ones_like(votes, dtype=dtype)
@@ -466,14 +477,16 @@ def dense(
 ) -> tuple[Tensor, Tensor]:
     """The distribution of every pixel as one tensor, with the mask of the pixels that count.
 
-    The losses never need this; it is for looking at labels, and for code that takes only dense ones. A loss of the
-    returned pair ``(label, mask)`` equals the loss of the label itself.
+    The losses never need this; it is for looking at labels, and for code that takes only dense ones. The statistics of
+    the returned pair ``(label, mask)`` equal those of the label itself, and so do losses that name their ``classes``
+    (``"auto"`` goes by the type of the label).
 
     Args:
-        label: a label of any kind.
+        label: a label of any kind; a teacher without a temperature of its own is taken at 1.
         num_classes: C.
         ignore_index: the id of pixels (or votes) that do not count.
-        activation: ``"sigmoid"`` for binary labels (C = 1) and multilabel maps (C > 1), else ``"softmax"`` or None.
+        activation: ``"sigmoid"`` for binary integers ``(B, *spatial)`` (C = 1) and multilabel integers
+            ``(B, C, *spatial)`` (C > 1), else ``"softmax"`` or None.
         dtype: of the result; None takes torch's default dtype.
 
     Returns:

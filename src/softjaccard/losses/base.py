@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from softjaccard.labels import LabelLike
 from softjaccard.labels.kinds import Activation
-from softjaccard.statistics.region import Backend, Gradient, RegionStatistics, region_statistics
+from softjaccard.statistics.region import Backend, Gradient, RegionStatistics, check_options, region_statistics
 
 
 def expect_number(name: str, value: float, at_least: float = 0.0) -> float:
-    """The value as a float; a ValueError if it isn't finite or is too small."""
-    if not math.isfinite(value) or value < at_least:
-        raise ValueError(f"{name}: expected a finite number of at least {at_least:g}, got {value}")
+    """The value as a float; a ValueError if it isn't a finite number or is too small."""
+    if not isinstance(value, (int, float)) or not math.isfinite(value) or value < at_least:
+        raise ValueError(f"{name}: expected a finite number of at least {at_least:g}, got {value!r}")
     return float(value)
 
 
@@ -26,8 +26,9 @@ def as_class_weight(class_weight: Sequence[float] | Tensor | None) -> Tensor | N
     if class_weight is None:
         return None
     weight = torch.as_tensor(class_weight, dtype=torch.float32).detach().clone()
-    # Values are not looked at while torch.compile traces, which knows shapes only.
-    if weight.ndim != 1 or not (torch.compiler.is_compiling() or bool(((weight >= 0) & weight.isfinite()).all())):
+    # As for labels, values are not looked at on an accelerator or while torch.compile traces.
+    looked_at = weight.device.type == "cpu" and not torch.compiler.is_compiling()
+    if weight.ndim != 1 or (looked_at and not bool(((weight >= 0) & weight.isfinite()).all())):
         raise ValueError(
             f"class_weight: expected one finite number of at least 0 for each class, (C,), got {class_weight!r}"
         )
@@ -49,8 +50,9 @@ class StatisticsLoss(nn.Module, ABC):
         ignore_index: int,
         backend: Backend,
     ) -> None:
-        """Keep the options of the pixel pass; unknown ones are named by ``region_statistics``."""
+        """Keep the options of the pixel pass."""
         super().__init__()
+        check_options(activation, temperature, gradient, ignore_index, backend)
         self.register_buffer("class_weight", as_class_weight(class_weight))
         self.activation: Activation = activation
         self.temperature = temperature

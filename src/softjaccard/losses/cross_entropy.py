@@ -11,10 +11,15 @@ from torch import Tensor
 from softjaccard.labels import LabelLike
 from softjaccard.labels.kinds import Activation
 from softjaccard.losses.base import StatisticsLoss
+from softjaccard.statistics.pixels import is_binary
 from softjaccard.statistics.region import Backend, RegionStatistics
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+#: What the sum of cross-entropies may be divided by.
+DIVISORS: dict[Activation, tuple[str, ...]] = {"softmax": ("label",), "sigmoid": ("pixels",), None: ("label", "pixels")}
 
 
 class CrossEntropyOptions(TypedDict, total=False):
@@ -30,9 +35,10 @@ class CrossEntropyOptions(TypedDict, total=False):
 def mean_over_labels(terms: Tensor, statistics: RegionStatistics, class_weight: Tensor | None) -> Tensor:
     """The weighted mean of sums (B, C) over the pixels: divided by the weighted sum of the label.
 
-    Under sigmoid every pixel has a term for each class, so there the sum of pixels divides. Nothing counted gives 0.
+    Where each class is a yes or no of its own every pixel has a term for it, so the sum of pixels divides. Nothing
+    counted gives 0.
     """
-    if statistics.activation == "sigmoid":
+    if is_binary(terms, statistics.activation):
         divisor = statistics["pixels"].view(len(terms), -1).expand_as(terms)
     else:
         divisor = statistics["label"]
@@ -49,8 +55,9 @@ class CrossEntropyLoss(StatisticsLoss):
 
     over the pixels that count. For hard labels this is torch's cross-entropy, with and without class weights; for
     smoothed and float labels it is torch's without class weights (with them torch divides by something else, so that a
-    label and the same label written densely differ). Under sigmoid it is the binary cross-entropy of every class,
-    divided by the (weighted) number of pixels. Nothing counted gives 0 with zero gradients.
+    label and the same label written densely differ). Under sigmoid, and for probabilities of a single class, it is the
+    binary cross-entropy of every class, divided by the (weighted) number of pixels. Nothing counted gives 0 with zero
+    gradients.
 
     Args:
         class_weight: ``(C,)`` weights of the classes.
@@ -89,7 +96,7 @@ class CrossEntropyLoss(StatisticsLoss):
     @property
     def want(self) -> frozenset[str]:
         """The names of the statistics that this loss needs."""
-        return frozenset({"cross_entropy", "pixels" if self.activation == "sigmoid" else "label"})
+        return frozenset({"cross_entropy", *DIVISORS[self.activation]})
 
     def from_statistics(self, statistics: RegionStatistics) -> Tensor:
         """See :meth:`StatisticsLoss.from_statistics`."""
@@ -101,7 +108,8 @@ class KLDivergenceLoss(CrossEntropyLoss):
     """Kullback-Leibler divergence of the prediction from the label: cross-entropy less the label's entropy.
 
     Divided like :class:`CrossEntropyLoss`, whose options it takes, and multiplied by the temperature squared, as usual
-    in distillation (Hinton et al., arXiv 1503.02531). It is 0 with zero gradient where prediction and label are equal.
+    in distillation (Hinton et al., arXiv 1503.02531). Without class weights it is 0 with zero gradient where prediction
+    and label are equal; with them, as for any weighted cross-entropy, its minimum under softmax lies elsewhere.
 
     Example:
         >>> from softjaccard import TeacherLabel
@@ -113,7 +121,7 @@ class KLDivergenceLoss(CrossEntropyLoss):
     @property
     def want(self) -> frozenset[str]:
         """The names of the statistics that this loss needs."""
-        return frozenset({"label_entropy", "cross_entropy", "pixels" if self.activation == "sigmoid" else "label"})
+        return frozenset({"label_entropy", "cross_entropy", *DIVISORS[self.activation]})
 
     def from_statistics(self, statistics: RegionStatistics) -> Tensor:
         """See :meth:`StatisticsLoss.from_statistics`."""

@@ -113,6 +113,8 @@ class TverskyLoss(StatisticsLoss):
         tensor(0.0596)
     """
 
+    class_ids: Tensor | None
+
     def __init__(
         self,
         alpha: float,
@@ -147,6 +149,8 @@ class TverskyLoss(StatisticsLoss):
         self.form = _expect_option("form", form, get_args(Form))
         self.per = _expect_per(per)
         self.classes = _expect_classes(classes)
+        ids = None if isinstance(self.classes, str) else torch.tensor(self.classes)
+        self.register_buffer("class_ids", ids, persistent=False)  # on the device before it is needed there
         self.class_threshold = expect_number("class_threshold", class_threshold)
         self.smooth = expect_number("smooth", smooth)
         self.log = log
@@ -204,9 +208,9 @@ class TverskyLoss(StatisticsLoss):
         if not isinstance(rule, str):
             if max(rule) >= classes:
                 raise ValueError(f"classes: expected ids below the number of classes {classes}, got {list(rule)}")
-            listed = torch.zeros(classes, dtype=torch.bool, device=counted.device)
-            listed[list(rule)] = True
-            return counted & listed
+            assert self.class_ids is not None
+            ids = torch.arange(classes, device=counted.device)
+            return counted & (ids.unsqueeze(1) == self.class_ids).any(1)
         if rule == "all":
             return counted
         active = torch.zeros_like(counted)
@@ -300,7 +304,7 @@ def _expect_option(name: str, value: str, allowed: tuple[str, ...]) -> str:
 
 def _expect_per(per: Any) -> dict[Per, float]:
     """The weights of the ways to average."""
-    weights: Mapping[Any, float] = per if isinstance(per, Mapping) else {per: 1.0}
+    weights: Mapping[Any, float] = per if isinstance(per, Mapping) else {str(per): 1.0}
     if not weights or any(name not in PER for name in weights):
         raise ValueError(
             f"per: expected one of {', '.join(map(repr, PER))}, or a mapping of these to weights, got {per!r}"

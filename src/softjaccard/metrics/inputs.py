@@ -36,6 +36,7 @@ def at_least_single(values: Tensor) -> Tensor:
 
 def check_ids(name: str, ids: Tensor, kept: Tensor, num_classes: int) -> None:
     """Raise a ValueError if a kept pixel's id is not a class."""
+    ids = ids.to(torch.int64)
     low, high = ids.aminmax() if ids.numel() else (torch.tensor(0),) * 2
     if low >= 0 and high < num_classes:
         return
@@ -52,6 +53,8 @@ def check_distribution(name: str, values: Tensor, kept: Tensor, hint: str) -> No
     """Raise a ValueError if a kept pixel's (B, C, *spatial) values are not probabilities that sum to 1."""
     slack = tolerance(values.dtype)
     wide = at_least_single(values)
+    if bool((wide.sum(1).isnan() & kept).any()):
+        raise ValueError(f"{name}: expected numbers, found NaN; the network's output may have diverged")
     valid = ((wide.sum(1) - 1).abs() <= slack) & (wide.amin(1) >= -slack)
     if not bool((valid | ~kept).all()):
         raise ValueError(f"{name}: expected probabilities that sum to 1 over the classes at every pixel; {hint}")

@@ -48,7 +48,7 @@ def image_counts(
     spatial = tuple(label.shape)
     kept = kept_pixels(label, spatial, mask, ignore_index)
     check_ids("label", label, kept, num_classes)
-    ids = _predicted_ids(predictions, spatial, num_classes)
+    ids = _predicted_ids(predictions, spatial, num_classes, kept)
     if ids is predictions:
         check_ids("predictions", ids, kept, num_classes)
     # A narrow type makes counting several times faster; ids that overflow it are at pixels that do not count.
@@ -62,13 +62,16 @@ def image_counts(
     return torch.stack((hits, confusion.sum(1) - hits, confusion.sum(2) - hits), -1)
 
 
-def _predicted_ids(predictions: Tensor, spatial: tuple[int, ...], num_classes: int) -> Tensor:
+def _predicted_ids(predictions: Tensor, spatial: tuple[int, ...], num_classes: int, kept: Tensor) -> Tensor:
     """The predicted class of every pixel, (B, *spatial)."""
     scores = (*spatial[:1], num_classes, *spatial[1:])
     if is_integer(predictions) and tuple(predictions.shape) == spatial:
         return predictions
     if predictions.is_floating_point() and tuple(predictions.shape) == scores:
-        return predictions.argmax(1)
+        largest, ids = predictions.max(1)
+        if bool((largest.isnan() & kept).any()):
+            raise ValueError("predictions: expected numbers, found NaN; the network's output may have diverged")
+        return ids
     raise ValueError(
         f"predictions: expected floats of shape (B, C, *spatial) = {scores} or integers of shape (B, *spatial) = "
         f"{spatial} for this label, got {describe(predictions)}"

@@ -33,6 +33,7 @@ from softjaccard.statistics.pixels import (
     Options,
     Pixels,
     count_pixels,
+    is_binary,
     resolve_pixels,
     sum_dtype,
     sum_pixels,
@@ -135,7 +136,7 @@ def _gradient_hard(pixels: Pixels, gradients: dict[str, Tensor], options: Option
 
     slope = torch.empty_like(p).copy_(gradients["prediction"].unsqueeze(2))
     p_label = p.gather(1, ids)
-    overlap = at_label(gradients["overlap"]) * torch.where(p_label == 1, 0.5, 1.0)  # at a tie half of the gradient
+    overlap = at_label(gradients["overlap"]) * torch.where(p_label == 1, 0.5, 1.0)  # a tie, by rounding
     slope.scatter_add_(1, ids, overlap + at_label(gradients["product"]))
     if options.error_scaled:
         scaled = slope.gather(1, ids) * (1 - p_label)
@@ -182,6 +183,9 @@ def _gradient_dense(pixels: Pixels, gradients: dict[str, Tensor], options: Optio
             gradient.addcmul_(by_class["cross_entropy"], p - label)
         else:
             gradient.sub_(torch.where(p >= SMALLEST_PROBABILITY, weighted / p, 0.0))
+            if is_binary(p, options.activation):
+                opposite = by_class["cross_entropy"] * (1 - label)
+                gradient.add_(torch.where(1 - p >= SMALLEST_PROBABILITY, opposite / (1 - p), 0.0))
     return gradient if weight is None else gradient.mul_(weight)
 
 
@@ -320,9 +324,14 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     return _gradient_operator(gradient, *inputs), *(None,) * (len(inputs) - 1)
 
 
+def _no_double_backward(ctx: Any, gradient: Tensor) -> None:
+    raise RuntimeError("the chunked backend gives no double backward; use backend='reference'")
+
+
 _sums_operator.register_fake(_fake_sums)
 _gradient_operator.register_fake(lambda gradient, logits, *arguments: torch.empty_like(logits))
 _sums_operator.register_autograd(_backward, setup_context=_save)
+_gradient_operator.register_autograd(_no_double_backward)
 
 
 def chunked(logits: Tensor, label: Label, mask: Tensor | None, options: Options) -> dict[str, Tensor]:

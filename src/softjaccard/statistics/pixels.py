@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from softjaccard.labels.checks import ValueCheck, tolerance
-from softjaccard.labels.kinds import Label, LabelOptions, probabilities
+from softjaccard.labels.kinds import Activation, Label, LabelOptions, probabilities
 
 #: The names of all statistics, in the order of :class:`~softjaccard.statistics.RegionStatistics`.
 FIELDS = (
@@ -26,13 +26,18 @@ FIELDS = (
     "pixels",
 )
 
-#: Under activation None, log p takes p no smaller than this, so that value and gradient stay finite.
+#: Under activation None, a logarithm takes no probability smaller than this, so that value and gradient stay finite.
 SMALLEST_PROBABILITY = 1e-12
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which logits of ``dtype`` are summed: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def is_binary(values: Tensor, activation: Activation) -> bool:
+    """Whether each class of ``values`` (B, C, ...) is a yes or no of its own: under sigmoid, and for a single class."""
+    return activation == "sigmoid" or values.shape[1] == 1
 
 
 @dataclass(frozen=True)
@@ -124,22 +129,24 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def _log_terms(logits: Tensor, label: Tensor, options: Options) -> Tensor:
-    """-y log p, and under sigmoid -(y log p + (1 - y) log(1 - p)), from the logits."""
+    """-y log p, and for independent classes -(y log p + (1 - y) log(1 - p)), from the logits."""
     if options.activation == "sigmoid":
         log = torch.nn.functional.logsigmoid
         return -(label * log(logits) + (1 - label) * log(-logits))
-    if options.activation == "softmax":
-        log_probability = torch.log_softmax(logits, 1)
-    else:
+    if options.activation is None:
         log_probability = logits.clamp(min=SMALLEST_PROBABILITY).log()
+        if is_binary(logits, options.activation):
+            return -(label * log_probability + (1 - label) * (1 - logits).clamp(min=SMALLEST_PROBABILITY).log())
+    else:
+        log_probability = torch.log_softmax(logits, 1)
     # Where a class has no label, its logit may be -inf.
     return -torch.where(label == 0, 0.0, label * log_probability)
 
 
 def _entropy_terms(label: Tensor, options: Options) -> Tensor:
-    """-y log y, and under sigmoid -(y log y + (1 - y) log(1 - y))."""
+    """-y log y, and for independent classes -(y log y + (1 - y) log(1 - y))."""
     entropy: Tensor = torch.special.entr(label.clamp(min=0))
-    if options.activation == "sigmoid":
+    if is_binary(label, options.activation):
         entropy = entropy + torch.special.entr((1 - label).clamp(min=0))
     return entropy
 

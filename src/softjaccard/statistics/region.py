@@ -47,7 +47,7 @@ class RegionStatistics:
     overlap: Tensor | None = None
     """Sum of w min(p, y), the intersection of the metric losses; at p = y the gradient of min is 1/2."""
     cross_entropy: Tensor | None = None
-    """Sum of -w y log p; under sigmoid of -w (y log p + (1 - y) log(1 - p))."""
+    """Sum of -w y log p; under sigmoid and for a single class of -w (y log p + (1 - y) log(1 - p))."""
     product: Tensor | None = None
     """Sum of w p y, the intersection of the classic losses."""
     prediction_square: Tensor | None = None
@@ -55,7 +55,7 @@ class RegionStatistics:
     label_square: Tensor | None = None
     """Sum of w y^2."""
     label_entropy: Tensor | None = None
-    """Sum of -w y log y; under sigmoid of -w (y log y + (1 - y) log(1 - y))."""
+    """Sum of -w y log y; under sigmoid and for a single class of -w (y log y + (1 - y) log(1 - y))."""
     prediction_peak: Tensor | None = None
     """Largest p where w > 0, 0 if there is none; no gradient."""
     label_peak: Tensor | None = None
@@ -85,6 +85,10 @@ class RegionStatistics:
             )
         added = {name: _add(name, mine[name], theirs[name]) for name in mine}
         return RegionStatistics(**added, soft=self.soft or other.soft, activation=self.activation)
+
+    def __radd__(self, other: object) -> RegionStatistics:
+        """So that ``sum`` of several statistics works."""
+        return self if other == 0 else NotImplemented
 
     def total(self) -> RegionStatistics:
         """The statistics of all images as one: tensors of shape ``(1, C)``, and ``(1,)`` for ``pixels``."""
@@ -148,6 +152,21 @@ def _expect_mask(mask: Tensor | None, shape: torch.Size, activation: Activation)
 def _one_of(name: str, value: object, allowed: Collection[Any]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def check_options(
+    activation: Activation, temperature: float, gradient: Gradient, ignore_index: int, backend: Backend
+) -> None:
+    """Raise a ValueError or TypeError that names the option of :func:`region_statistics` that can't be."""
+    _one_of("activation", activation, _ACTIVATIONS)
+    _one_of("gradient", gradient, _GRADIENTS)
+    _one_of("backend", backend, _BACKENDS)
+    if not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index: expected an integer such as 255, got {ignore_index!r}")
+    if not isinstance(temperature, (int, float)) or not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature: expected a positive number, got {temperature!r}")
+    if activation is None and temperature != 1.0:
+        raise ValueError(f"temperature: only logits can be divided, but activation is None; got {temperature}")
 
 
 def _expect_logits(logits: Tensor, activation: Activation) -> None:
@@ -219,15 +238,9 @@ def region_statistics(
         >>> statistics.prediction, statistics.overlap
         (tensor([[2., 2.]]), tensor([[1.5000, 0.5000]]))
     """
-    _one_of("activation", activation, _ACTIVATIONS)
-    _one_of("gradient", gradient, _GRADIENTS)
-    _one_of("backend", backend, _BACKENDS)
+    check_options(activation, temperature, gradient, ignore_index, backend)
     for name in want:
         _one_of("want", name, FIELDS)
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature: expected a positive number, got {temperature}")
-    if activation is None and temperature != 1.0:
-        raise ValueError(f"temperature: only logits can be divided, but activation is None; got {temperature}")
     _expect_logits(logits, activation)
     fitted = as_label(label, logits.shape, activation)
     mask = _expect_mask(mask, logits.shape, activation)
