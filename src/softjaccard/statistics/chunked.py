@@ -4,11 +4,13 @@ The forward pass sums up tiles and keeps nothing; the backward pass computes eac
 the gradient of its logits. Both are opaque operators, so that torch.compile leaves them whole.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
 from math import prod
-from typing import Any
+from threading import Lock
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,8 +41,8 @@ from softjaccard.statistics.pixels import (
     sum_pixels,
 )
 
-#: Logits in a tile on the CPU. Larger ones leave the caches, smaller ones wait for threads more often.
-TILE_ELEMENTS = 2**19
+#: Logits in a tile on the CPU: small enough for a core's caches, large enough to outweigh Python.
+TILE_ELEMENTS = 2**18
 #: On other devices a tile has to outweigh the launches of its kernels, some 0.1 ms; estimated, not measured.
 DEVICE_TILE_ELEMENTS = 2**23
 
@@ -49,7 +51,11 @@ _HARD_FIELDS = frozenset(FIELDS) - {"prediction_square", "prediction_peak"}
 #: The statistics through which a gradient flows.
 _DIFFERENTIABLE = ("prediction", "overlap", "cross_entropy", "product", "prediction_square")
 
+#: More would wait for Python's lock, and each needs memory for a tile.
+MOST_THREADS = 8
+
 Tile = tuple[slice, ...]
+Result = TypeVar("Result")
 
 
 def tiles(logits: Tensor) -> Iterator[Tile]:
@@ -69,6 +75,49 @@ def tiles(logits: Tensor) -> Iterator[Tile]:
     for outer in product(range(images), *map(range, spatial[:axis])):
         fixed = tuple(slice(position, position + 1) for position in outer)
         yield from ((*fixed, slice(start, start + step), *inner) for start in range(0, spatial[axis], step))
+
+
+class _OneThreadEach:
+    """While entered, torch's operators use one thread each; several callers may be inside at a time."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._threads = Lock(), 0, 1
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._threads = torch.get_num_threads()
+                torch.set_num_threads(1)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                torch.set_num_threads(self._threads)
+
+
+_one_thread_each = _OneThreadEach()
+
+
+def _for_each_tile(logits: Tensor, work: Callable[[Tile], Result]) -> Iterator[Result]:
+    """The results of all tiles, in order.
+
+    On the CPU each thread works on tiles of its own. Threads that shared every small operator of a tile would wait for
+    each other some thousand times, which takes milliseconds each where a neighbour keeps a core busy.
+    """
+    everything = list(tiles(logits))
+    threads = min(torch.get_num_threads(), MOST_THREADS, len(everything)) if logits.device.type == "cpu" else 1
+
+    def without_graph(tile: Tile) -> Result:
+        with torch.no_grad():  # a new thread starts with gradients on
+            return work(tile)
+
+    if threads == 1:
+        yield from map(without_graph, everything)
+        return
+    with _one_thread_each, ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(without_graph, everything)
 
 
 def _with_channels(tile: Tile) -> Tile:
@@ -271,12 +320,14 @@ def _region_sums(logits: Tensor, *arguments: object) -> Tensor:
     # Sums of many tiles are added in float64, which MPS lacks.
     wide = dtype if logits.device.type == "mps" else torch.float64
     sums = torch.zeros((len(options.want), *logits.shape[:2]), dtype=wide, device=logits.device)
-    for tile in tiles(logits):
+
+    def work(tile: Tile) -> tuple[slice, dict[str, Tensor]]:
         pixels = _resolve_tile(logits, label, mask, options, tile)
-        found = _sum_hard(pixels, options) if isinstance(label, _ClassIds) else sum_pixels(pixels, options)
-        for row, name in zip(sums, options.want, strict=True):
-            images = row[tile[0]]
-            images.copy_(torch.maximum(images, found[name].to(wide)) if name.endswith("peak") else images + found[name])
+        return tile[0], _sum_hard(pixels, options) if isinstance(label, _ClassIds) else sum_pixels(pixels, options)
+
+    for images, found in _for_each_tile(logits, work):
+        for row, name in zip(sums[:, images], options.want, strict=True):
+            row.copy_(torch.maximum(row, found[name].to(wide)) if name.endswith("peak") else row + found[name])
     return sums.to(dtype)
 
 
@@ -288,12 +339,16 @@ def _region_gradient(gradient: Tensor, logits: Tensor, *arguments: object) -> Te
         zip(options.want, gradient / options.temperature, strict=True)
     )
     result = torch.empty_like(logits)
-    for tile in tiles(logits):
+
+    def work(tile: Tile) -> None:
         pixels = _resolve_tile(logits, label, mask, options, tile)
         part = {name: by_name[name][tile[0]] for name in _DIFFERENTIABLE}
         compute = _gradient_hard if isinstance(label, _ClassIds) else _gradient_dense
         target = result[_with_channels(tile)]
         target.copy_(compute(pixels, part, options).view(target.shape))
+
+    for _ in _for_each_tile(logits, work):
+        pass
     return result
 
 

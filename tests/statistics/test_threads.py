@@ -1,0 +1,68 @@
+"""The chunked backend's threads: same result for any number, and torch's own setting is left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from threading import Thread
+
+import pytest
+import torch
+
+import softjaccard as sj
+
+
+@pytest.fixture(autouse=True)
+def many_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("softjaccard.statistics.chunked.TILE_ELEMENTS", 64)
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def value_and_gradient(label: torch.Tensor | sj.TeacherLabel) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = torch.randn(2, 5, 9, 11, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    loss = sj.CompoundLoss(sj.JaccardLoss(backend="chunked"))(logits, label)
+    return loss, torch.autograd.grad(loss, logits)[0]
+
+
+@pytest.mark.parametrize("kind", ["hard", "teacher"])
+def test_the_result_does_not_depend_on_the_number_of_threads(kind: str) -> None:
+    label = torch.randint(5, (2, 9, 11)) if kind == "hard" else sj.TeacherLabel(torch.randn(2, 5, 9, 11))
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(value_and_gradient(label))
+        assert torch.get_num_threads() == threads
+    for result in results[1:]:
+        assert all(torch.equal(mine, first) for mine, first in zip(result, results[0], strict=True))
+
+
+def test_the_number_of_threads_is_restored_after_an_error() -> None:
+    torch.set_num_threads(2)
+    label = torch.randint(5, (2, 9, 11))
+    label[1, 4, 4] = 77
+    with pytest.raises(ValueError, match="77"):
+        value_and_gradient(label)
+    assert torch.get_num_threads() == 2
+
+
+def test_callers_in_several_threads() -> None:
+    torch.set_num_threads(2)
+    label = torch.randint(5, (2, 9, 11))
+    expected, results = value_and_gradient(label), []
+    callers = [Thread(target=lambda: results.extend(value_and_gradient(label) for _ in range(5))) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(results) == 20
+    assert all(torch.equal(mine, one) for result in results for mine, one in zip(result, expected, strict=True))
+    assert torch.get_num_threads() == 2
+
+
+def test_under_inference_mode() -> None:
+    torch.set_num_threads(2)
+    logits, label = torch.randn(2, 5, 9, 11), torch.randint(5, (2, 9, 11))
+    with torch.inference_mode():
+        inside = sj.jaccard_loss(logits.clone(), label)
+    torch.testing.assert_close(inside.clone(), sj.jaccard_loss(logits, label))
