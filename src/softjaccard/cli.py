@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
@@ -22,6 +23,7 @@ Every setting can be changed behind the config, for example:
   --trainer.max_epochs 24
   --seed 1
 
+Ignored pixels are -100 in every batch, whatever id the files have for them: leave a loss's ignore_index as it is.
 Settings are listed by --print_config (behind the other options), and explained by
 --model.help CLASS, --data.help CLASS and --model.loss.help CLASS.
 """
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or 2 after an error in what the user gave, which is told in one line on stderr.
     """
     parser = _build_parser()
-    known, settings = parser.parse_known_args(arguments)
+    known, settings = parser.parse_known_args(_join_settings(sys.argv[1:] if arguments is None else arguments))
     try:
         known.run(known, settings)
     except InputError as error:
@@ -46,6 +48,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{parser.prog} {known.command}: {' '.join(message.split())}\n")
         return 2
     return 0
+
+
+def _join_settings(arguments: Sequence[str]) -> list[str]:
+    """Write `--data.root PATH` as `--data.root=PATH`, so that PATH is not taken for an argument of its own."""
+    joined: list[str] = []
+    for argument in arguments:
+        waiting = bool(joined) and re.fullmatch(r"--(seed|data|model|trainer)([.][^=]*)?", joined[-1]) is not None
+        if waiting and not argument.startswith("--"):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 class _Parser(argparse.ArgumentParser):
@@ -92,7 +106,7 @@ def _build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     test.add_argument("output", metavar="RUN", type=Path, help="the run's folder")
-    test.add_argument("--checkpoint", default="best", help="best, last, or a file (%(default)s)")
+    test.add_argument("--checkpoint", default="best", help="best (or last if there is none), last, or a file")
     test.set_defaults(run=_test)
     return parser
 

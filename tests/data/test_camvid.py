@@ -142,7 +142,7 @@ def test_settings_out_of_range(root: Path, settings: dict[str, object], words: s
 def test_a_batch_larger_than_the_set(root: Path) -> None:
     data = CamVidData(str(root), batch_size=6)
     data.setup("fit")
-    with pytest.raises(InputError, match="5 images, fewer than batch_size 6"):
+    with pytest.raises(InputError, match="5 images for each device, fewer than batch_size 6"):
         data.train_dataloader()
 
 

@@ -9,7 +9,7 @@ import torch
 
 from drawn_camvid import draw_camvid
 from softjaccard.data.camvid import CamVidData
-from softjaccard.data.module import EpochSampler
+from softjaccard.data.module import EpochSampler, OrderedSampler
 from softjaccard.data.transforms import IGNORE_INDEX, PADDING_GREY, TrainingTransform, collate_padded, mix_seed
 
 
@@ -82,6 +82,24 @@ def test_every_epoch_has_an_order_of_its_own() -> None:
         assert sorted(key[1] for key in keys) == list(range(10))
         orders.append([key[1] for key in keys])
     assert orders[0] == orders[2] != orders[1]
+
+
+def test_devices_share_the_images() -> None:
+    whole = [index for _, index in EpochSampler(11, seed=3)]
+    shares = [[index for _, index in EpochSampler(11, seed=3, rank=rank, ranks=2)] for rank in (0, 1)]
+    assert [index for pair in zip(*shares, strict=True) for index in pair] == whole[:10]
+    ordered = [OrderedSampler(11, rank=rank, ranks=3) for rank in range(3)]
+    assert [len(sampler) for sampler in ordered] == [len(list(sampler)) for sampler in ordered] == [4, 4, 3]
+    assert sorted(index for sampler in ordered for index in sampler) == list(range(11))
+
+
+def test_other_values_of_pixels_are_refused() -> None:
+    sample = numbered(6, 8) | {"votes": torch.zeros(3, 6, 8)}
+    with pytest.raises(ValueError, match=r"votes.*\(3, 6, 8\).*\(6, 8\)"):
+        TrainingTransform((4, 4))(sample, (0,))
+    with pytest.raises(ValueError, match="votes"):
+        collate_padded([sample])
+    assert collate_padded([numbered(6, 8) | {"camera": torch.eye(3)}])["camera"].shape == (1, 3, 3)
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:

@@ -42,8 +42,15 @@ def test_predict_leaves_the_mode_as_it_was_and_pads_with_the_mean_colour() -> No
     padded[..., :40] = image
     torch.testing.assert_close(network.predict(image), network.predict(padded)[..., :40])
     network.train()
+    network.encoder.eval()
+    modes = [module.training for module in network.modules()]
     network.predict(image)
-    assert network.training
+    with pytest.raises(RuntimeError):
+        network.predict(torch.rand(1, 5, 32, 40))
+    with pytest.raises(TypeError):
+        network.predict(image.to(torch.complex64).numpy())
+    assert [module.training for module in network.modules()] == modes
+    assert len(set(modes)) == 2
 
 
 def test_sizes_that_do_not_divide_are_refused() -> None:
@@ -82,6 +89,31 @@ def test_weights_from_a_file(tmp_path: Path, suffix: str) -> None:
     assert set(state) - set(encoder) == {"fc.weight", "fc.bias"}
     for name, value in encoder.items():
         torch.testing.assert_close(value, state[name])
+
+
+def test_weights_of_networks_that_timm_flattens(tmp_path: Path) -> None:
+    state = timm.create_model("test_convnext", pretrained=False).state_dict()
+    torch.save(state, tmp_path / "weights.pth.tar")
+    network = create_model("unet", "tu-test_convnext", 5, encoder_weights=str(tmp_path / "weights.pth.tar"))
+    encoder = network.encoder.model.state_dict()
+    assert any(name.startswith("stages_3.") for name in encoder)
+    for name, value in encoder.items():
+        torch.testing.assert_close(value, state[name.replace("stages_", "stages.").replace("stem_", "stem.")])
+
+
+@pytest.mark.parametrize(
+    ("encoder", "weights", "words"),
+    [
+        (TINY, "imagnet", "no file imagnet.*are: imagenet"),
+        (TINY, "ssl", "no file ssl.*are: imagenet"),
+        (TINY, "x.pth.tar", "no file x.pth.tar"),
+        (TINY, "weights/enc.ckpt", "no file weights/enc.ckpt"),
+        ("resnet18", "imagnet", "are: imagenet, ssl"),
+    ],
+)
+def test_names_of_weights_that_mean_nothing(encoder: str, weights: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        create_model("unet", encoder, 5, encoder_weights=weights)
 
 
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:

@@ -61,6 +61,10 @@ def test_all_settings_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None
         (["--data.root=ROOT", "--model.loss.region.gradient=x"], ["model.loss.region.gradient", "error_scaled"]),
         (["--data.root=ROOT", "--model.loss.region.gamma=0.5"], ["gamma", "0.5"]),
         (["--data.root=ROOT", "--model.optimiser.learning_rate=-1"], ["learning_rate"]),
+        (["--data.root=ROOT", "--model.optimiser.power=-1"], ["power is -1"]),
+        (["--data.root=ROOT", "--model.encoder_weights=imagnet"], ["imagnet", "imagenet"]),
+        (["--data.root=ROOT", "--seed=-1"], ["seed", "-1", "0"]),
+        (["--data.root=ROOT", "--seed=5000000000"], ["seed", "5000000000", "4294967295"]),
         (["--data.root=ROOT", "--trainer.max_epoch=3"], ["--trainer.max_epoch"]),
         (["--data.root=ROOT", "--trainer.accelerator=abacus"], ["trainer", "abacus"]),
         (["--data.root=ROOT", "--nonsense=3"], ["--nonsense"]),
@@ -107,6 +111,14 @@ def assert_one_line(arguments: list[str], words: list[str], capsys: pytest.Captu
     assert error.count("\n") == 1, error
     assert error.startswith("softjaccard")
     assert all(word in error for word in words), error
+
+
+def test_values_of_settings_are_not_taken_for_arguments() -> None:
+    joined = cli._join_settings(
+        ["test", "--data.root", "x", "--seed", "1", "run", "--checkpoint", "last", "--model.help"]
+    )
+    assert joined == ["test", "--data.root=x", "--seed=1", "run", "--checkpoint", "last", "--model.help"]
+    assert cli._join_settings(["--model.a=1", "run", "--data.b", "-1"]) == ["--model.a=1", "run", "--data.b=-1"]
 
 
 def test_a_damaged_image_is_named_from_a_worker_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

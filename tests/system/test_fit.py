@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
+from torch.nn import Dropout
 
 from drawn_camvid import draw_camvid
 from softjaccard.cli import main
@@ -19,7 +24,7 @@ SMALL = [
     "--data.scale=1.0", "--data.crop=[32,32]", "--data.batch_size=2", "--data.pad_multiple=32",
     "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1",
 ]  # fmt: skip
-TINY = ["--model.architecture=unet", "--model.encoder=tu-test_resnet", *SMALL, "--trainer.max_epochs=2"]
+TINY = ["--model.encoder=tu-test_resnet", *SMALL, "--trainer.max_epochs=2"]
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +78,8 @@ def test_a_run_is_not_overwritten(run: Path, root: Path, capsys: pytest.CaptureF
     assert "--resume" in error
     assert fit(root, run, *TINY, "--resume", "--model.encoder=tu-test_efficientnet") == 2
     assert "the model given differs" in capsys.readouterr().err
+    assert fit(root, run, *TINY, "--resume", "--data.crop=[64,64]") == 2
+    assert "the data given differs" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
@@ -85,6 +92,9 @@ def test_nothing_to_resume(root: Path, tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
     run: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    dropout = [module for module in create_model(encoder="tu-test_resnet").modules() if isinstance(module, Dropout)]
+    assert dropout  # as the training of this run has
+
     def cut_off(self: SupervisedSegmentation) -> None:
         if self.current_epoch == 1:
             raise RuntimeError("power cut")
@@ -93,7 +103,8 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
         patch.setattr(SupervisedSegmentation, "on_train_epoch_start", cut_off)
         with pytest.raises(RuntimeError, match="power cut"):
             fit(root, tmp_path / "run", *TINY)
-    assert fit(root, tmp_path / "run", *TINY, "--resume") == 0
+    moved = shutil.copytree(root, tmp_path / "moved")
+    assert fit(moved, tmp_path / "run", *TINY, "--resume", "--data.cache=false") == 0
     ends = [torch.load(path / "checkpoints" / "last.ckpt", weights_only=True) for path in (run, tmp_path / "run")]
     assert ends[0]["state_dict"].keys() == ends[1]["state_dict"].keys()
     for name, value in ends[0]["state_dict"].items():
@@ -110,6 +121,68 @@ def test_test_writes_the_scores(run: Path, capsys: pytest.CaptureFixture[str]) -
         assert result["checkpoint"].endswith(f"{checkpoint}.ckpt")
         assert result["versions"]["torch"] == torch.__version__.partition("+")[0]
         assert f"{result['scores']['mIoU_D']:.4f}" in capsys.readouterr().out
+
+
+def test_a_start_that_fails_makes_no_run_and_changes_none(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    wrong = ["--model.loss=softjaccard.CrossEntropyLoss", "--model.loss.class_weight=[1,2]"]
+    assert fit(root, output, *TINY, *wrong, "--trainer.num_sanity_val_steps=0") == 2
+    assert "model.loss: class_weight" in capsys.readouterr().err
+    assert fit(root, output, *TINY, "--trainer.max_steps=2") == 0
+    before = (output / "config.yaml").read_bytes()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SupervisedSegmentation, "training_step", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            fit(root, output, *TINY, "--resume", "--trainer.max_epochs=5")
+    assert (output / "config.yaml").read_bytes() == before
+    assert fit(root, output, *TINY, "--resume", "--trainer.max_epochs=3") == 0
+    assert yaml.safe_load((output / "config.yaml").read_text())["trainer"]["max_epochs"] == 3
+
+
+def test_a_run_without_validation(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "run"
+    weights = tmp_path / "weights.pth"
+    torch.save(timm.create_model("test_resnet").state_dict(), weights)
+    settings = ["--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false"]
+    assert fit(root, output, *TINY, *settings, f"--model.encoder_weights={weights}") == 0
+    weights.unlink()  # the checkpoint has them
+    printed = capsys.readouterr()
+    assert "--checkpoint last" in printed.out
+    assert "Epoch" not in printed.out + printed.err
+    assert [path.name for path in (output / "checkpoints").iterdir()] == ["last.ckpt"]
+    # A value apart from its setting, before the run.
+    assert main(["test", "--data.root", str(root), str(output)]) == 0
+    assert "last.ckpt is tested" in capsys.readouterr().out
+
+
+def test_logs_have_a_line_for_each_epoch(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(root, tmp_path / "run", *TINY) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines[:2]] == ["Epoch 1/2", "Epoch 2/2"]
+    assert all(word in lines[0] for word in ("loss", "mIoU", "val mIoU"))
+    assert main(["test", str(tmp_path / "run")]) == 0
+    assert "\r" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_devices(root: Path, tmp_path: Path) -> None:
+    settings = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=1"]
+    arguments = ["fit", "--config", "camvid.yaml", f"--data.root={root}", "--output", "run", *TINY, *settings]
+    script = tmp_path / "command.py"
+    script.write_text("import sys\nfrom softjaccard.cli import main\nsys.exit(main())\n")
+    command = [sys.executable, str(script), *arguments]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert [result.stdout.count(words) for words in ("Epoch 1/1", "Trained for 1 epochs")] == [1, 1]
+    assert (tmp_path / "run" / "config.yaml").is_file()
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        assert [bool(row["val/mIoU_D"]) for row in csv.DictReader(file)] == [True]
 
 
 def test_the_recipe_trains_with_each_kind_of_loss(root: Path, tmp_path: Path) -> None:

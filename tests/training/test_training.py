@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -64,7 +65,13 @@ def test_optimisers(name: Any, kind: type) -> None:
     assert optimiser.param_groups[0].get("momentum", 0.8) == 0.8
 
 
-@pytest.mark.parametrize("wrong", [{"learning_rate": 0.0}, {"decoder_factor": -1.0}, {"warmup": 1.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"decoder_factor": -1.0}, {"weight_decay": -0.1},
+        {"momentum": 1.0}, {"power": -1.0}, {"warmup": 1.0},
+    ],
+)  # fmt: skip
 def test_optimiser_settings_out_of_range(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
         OptimiserSettings(**wrong)
@@ -101,7 +108,7 @@ def test_training_lowers_the_loss_and_shows_a_running_score(data: CamVidData) ->
     model.on_train_batch_end = lambda outputs, *_: steps.append(  # type: ignore[method-assign]
         (float(outputs["loss"]), float(model.trainer.callback_metrics["train/mIoU_D"]))
     )
-    quiet(max_epochs=25, limit_val_batches=0).fit(model, data)
+    quiet(max_epochs=25, limit_val_batches=0, log_every_n_steps=1).fit(model, data)
     assert len(steps) == 50
     (first_loss, first_score), (last_loss, last_score) = (
         torch.tensor(part).mean(0) for part in (steps[:10], steps[-10:])
@@ -115,17 +122,66 @@ def test_data_with_other_classes_are_refused(data: CamVidData) -> None:
         quiet().test(module(num_classes=4), data, verbose=False)
 
 
-def test_a_loss_that_is_not_finite_stops_the_training(data: CamVidData) -> None:
+def test_the_running_score_is_that_of_the_epochs_images_so_far(data: CamVidData) -> None:
+    model, metric, seen = module(), FineGrainedIoU(11), {}
+    logits_and_loss = model._logits_and_loss
+
+    def noted(batch: Any) -> Any:
+        logits, loss = logits_and_loss(batch)
+        metric.update(logits.detach(), batch["label"])
+        return logits, loss
+
+    def compare(*_: Any) -> None:
+        score = model.trainer.callback_metrics.get("train/mIoU_D")
+        seen[model.global_step] = (score is not None, score is None or score == metric.compute()["mIoU_D"].float())
+
+    model._logits_and_loss, model.on_train_batch_end = noted, compare  # type: ignore[method-assign]
+    model.on_train_epoch_end = metric.reset  # type: ignore[method-assign]
+    data.batch_size, data.crop = 1, (64, 64)
+    quiet(max_epochs=2, limit_val_batches=0, log_every_n_steps=3).fit(model, data)
+    logged = {3, 5, 6, 9, 10}  # every third step, and the last ones of the epochs
+    assert all(right for step, (_, right) in seen.items() if step in logged)
+    assert [seen[step][0] for step in (1, 2, 3)] == [False, False, True]
+
+
+def test_errors_of_the_loss_are_the_users(data: CamVidData) -> None:
+    model = SupervisedSegmentation(
+        softjaccard.CrossEntropyLoss(class_weight=[1.0, 2.0]), 11, architecture="unet", encoder="tu-test_resnet"
+    )
+    with pytest.raises(InputError, match=r"model\.loss: class_weight.*11"):
+        quiet().test(model, data, verbose=False)
+
+
+def test_more_devices_than_images(data: CamVidData) -> None:
+    data.setup("test")
+    data.trainer = SimpleNamespace(global_rank=0, world_size=3)  # type: ignore[assignment]
+    with pytest.raises(InputError, match="2 images, fewer than the 3 devices"):
+        data.test_dataloader()
+
+
+def test_an_output_that_is_not_finite_stops_the_training(data: CamVidData) -> None:
     model = module()
     next(model.network.parameters()).data.fill_(torch.nan)
-    with pytest.raises(InputError, match=r"nan at step 0.*learning_rate"):
+    with pytest.raises(InputError, match=r"step 0 .*learning_rate.*NaN.*diverged"):
         quiet(max_epochs=1, num_sanity_val_steps=0, limit_val_batches=0).fit(model, data)
+
+
+def test_an_infinite_loss_stops_the_training(data: CamVidData) -> None:
+    model = module()
+    model.loss = Infinite()
+    with pytest.raises(InputError, match=r"inf at step 1.*learning_rate"):
+        quiet(max_epochs=1, num_sanity_val_steps=0, limit_val_batches=0).fit(model, data)
+
+
+class Infinite(torch.nn.Module):
+    def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return logits.sum() + torch.inf
 
 
 def test_checkpoints_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "folder" / "last.ckpt"
     files = CheckpointFiles()
-    files.save_checkpoint({"state_dict": {"weight": torch.ones(2)}, "epoch": 3}, path)
+    files.save_checkpoint({"state_dict": {"weight": torch.ones(2)}, "epoch": 3, "global_step": 6}, path)
     assert files.load_checkpoint(path)["epoch"] == 3
 
     def cut_off(content: object, target: Path) -> None:
@@ -139,7 +195,12 @@ def test_checkpoints_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_checkpoints_with_more_than_plain_data_are_refused(tmp_path: Path) -> None:
-    for name, content in (("a.ckpt", {"state_dict": {}, "extra": torch.nn.Linear(1, 1)}), ("b.ckpt", {"epoch": 1})):
+    contents = (
+        ("a.ckpt", {"state_dict": {}, "extra": torch.nn.Linear(1, 1)}),
+        ("b.ckpt", {"epoch": 1}),
+        ("d.ckpt", {"state_dict": {}}),
+    )
+    for name, content in contents:
         torch.save(content, tmp_path / name)
         with pytest.raises(InputError, match=name):
             load_checkpoint(tmp_path / name)
@@ -155,6 +216,8 @@ def test_csv_goes_on_where_a_run_was_cut_off(tmp_path: Path) -> None:
     for step, loss in ((4, 0.9), (9, 0.8), (14, 0.7)):
         first.log_metrics({"train/loss": loss, "epoch": step // 10}, step)
     first.save()
+    assert not path.exists()  # Lightning asks for it after each row
+    first.after_save_checkpoint(None)  # type: ignore[arg-type]
     resumed = CSVFile(path)  # from a checkpoint after step 9
     resumed.log_metrics({"val/mIoU_D": 0.4, "epoch": 0}, 9)
     resumed.log_metrics({"train/loss": 0.75, "epoch": 1}, 14)

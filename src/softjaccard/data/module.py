@@ -10,7 +10,8 @@ from typing import Any, Literal, Protocol
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
 
 from softjaccard.data.transforms import IGNORE_INDEX, TrainingTransform, collate_padded, mix_seed
 from softjaccard.errors import InputError
@@ -30,29 +31,43 @@ class SegmentationDataset(Protocol):
     def __getitem__(self, index: int) -> dict[str, Tensor]: ...
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
+class EpochSampler(DistributedSampler[tuple[int, int]]):
     """A new order for each epoch, a function of (seed, epoch); yields (epoch, index).
 
-    The epoch travels with the index, so that augmentation can depend on it in any worker process.
+    The epoch travels with the index, so that augmentation can depend on it in any worker process. Each device has as
+    many images as the others; a few at the end of the order are left out where they cannot be shared equally.
     """
 
-    def __init__(self, length: int, seed: int) -> None:
+    def __init__(self, length: int, seed: int, *, rank: int = 0, ranks: int = 1) -> None:
         """See the class."""
-        self.length, self.seed, self.epoch = length, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; Lightning calls this before each one."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return self.length
+        super().__init__(range(length), num_replicas=ranks, rank=rank, seed=seed, drop_last=True)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Go through all images once."""
+        """Go through this device's images once."""
         generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
-        for index in torch.randperm(self.length, generator=generator).tolist():
+        order = torch.randperm(len(self.dataset), generator=generator).tolist()  # type: ignore[arg-type]
+        for index in order[self.rank : self.total_size : self.num_replicas]:
             yield self.epoch, index
+
+
+class OrderedSampler(DistributedSampler[int]):
+    """Every image once, in order, shared between devices.
+
+    PyTorch's own, which Lightning would put in, repeats images to give all devices as many, and so counts them twice.
+    """
+
+    def __init__(self, length: int, *, rank: int = 0, ranks: int = 1) -> None:
+        """See the class."""
+        super().__init__(range(length), num_replicas=ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]
+        self.share = range(rank, length, ranks)
+
+    def __len__(self) -> int:
+        """Return the number of this device's images."""
+        return len(self.share)
+
+    def __iter__(self) -> Iterator[int]:
+        """Go through this device's images once."""
+        return iter(self.share)
 
 
 class _TrainingImages(Dataset[Batch]):
@@ -150,12 +165,16 @@ class SegmentationData(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return shuffled, augmented batches."""
         dataset = self.datasets["train"]
-        if len(dataset) < self.batch_size:
-            raise InputError(f"The training split has {len(dataset)} images, fewer than batch_size {self.batch_size}.")
+        sampler = EpochSampler(len(dataset), self.seed, **self._place())
+        if len(sampler) < self.batch_size:
+            raise InputError(
+                f"The training split has {len(sampler)} images for each device, fewer than batch_size "
+                f"{self.batch_size}."
+            )
         return self._loader(
             _TrainingImages(dataset, TrainingTransform(self.crop, flip=self.flip), self.seed),
             batch_size=self.batch_size,
-            sampler=EpochSampler(len(dataset), self.seed),
+            sampler=sampler,
             drop_last=True,
         )
 
@@ -168,7 +187,18 @@ class SegmentationData(LightningDataModule, ABC):
         return self._evaluation_loader("test")
 
     def _evaluation_loader(self, split: Split) -> DataLoader[Batch]:
-        return self._loader(_EvaluationImages(self.datasets[split]), batch_size=self.evaluation_batch_size)
+        dataset = self.datasets[split]
+        sampler = OrderedSampler(len(dataset), **self._place())
+        if len(dataset) < sampler.num_replicas:
+            raise InputError(
+                f"The {split} split has {len(dataset)} images, fewer than the {sampler.num_replicas} devices: set "
+                "trainer.devices to fewer."
+            )
+        return self._loader(_EvaluationImages(dataset), batch_size=self.evaluation_batch_size, sampler=sampler)
+
+    def _place(self) -> dict[str, int]:
+        """Return which of how many devices this process is for; the only one where there is no trainer."""
+        return {"rank": self.trainer.global_rank, "ranks": self.trainer.world_size} if self.trainer else {}
 
     def _loader(self, dataset: Dataset[Batch], **settings: Any) -> DataLoader[Batch]:
         return DataLoader(

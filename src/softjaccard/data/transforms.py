@@ -21,7 +21,8 @@ PADDING_GREY = 0.5
 class TrainingTransform:
     """Random horizontal flip and random crop, the same for the image and its label.
 
-    What is drawn depends on the given seed numbers alone, not on the process or the order of the images.
+    What is drawn depends on the given seed numbers alone, not on the process or the order of the images. Other entries
+    stay as they are; ones of the label's height and width are refused, because they would not fit any more.
 
     Args:
         crop: Height and width. Where the image is smaller it is padded, and the padding's label is ignored.
@@ -47,7 +48,12 @@ class TrainingTransform:
         )
 
     def __call__(self, sample: dict[str, Tensor], seed: Sequence[int]) -> dict[str, Tensor]:
-        """Transform `image`, float (3, H, W) in [0, 1], and `label`, (H, W) with IGNORE_INDEX; other entries stay."""
+        """Transform `image`, float (3, H, W) in [0, 1], and `label`, (H, W) with IGNORE_INDEX.
+
+        Raises:
+            ValueError: If another entry has the label's height and width.
+        """
+        _refuse_other_pixels(sample)
         image, label = tv_tensors.Image(sample["image"]), tv_tensors.Mask(sample["label"])
         # torchvision draws from torch's global generator: seed it for this image only.
         with torch.random.fork_rng(devices=[]):
@@ -67,7 +73,12 @@ def collate_padded(samples: Sequence[dict[str, Tensor]], multiple: int = 1) -> d
     Args:
         samples: Dictionaries with the same names; `image` (3, H, W) and `label` (H, W) may differ in size.
         multiple: Height and width of the batch are rounded up to a multiple of this.
+
+    Raises:
+        ValueError: If another entry has the label's height and width.
     """
+    for sample in samples:
+        _refuse_other_pixels(sample)
     sizes = torch.tensor([sample["label"].shape for sample in samples])
     height, width = (-(-int(side) // multiple) * multiple for side in sizes.amax(0))
     padding = {"image": PADDING_GREY, "label": IGNORE_INDEX}
@@ -79,3 +90,13 @@ def collate_padded(samples: Sequence[dict[str, Tensor]], multiple: int = 1) -> d
         return functional.pad(value, (0, width - value.shape[-1], 0, height - value.shape[-2]), value=padding[name])
 
     return {name: torch.stack([padded(sample, name) for sample in samples]) for name in samples[0]}
+
+
+def _refuse_other_pixels(sample: dict[str, Tensor]) -> None:
+    size = sample["label"].shape[-2:]
+    for name, value in sample.items():
+        if name not in ("image", "label") and value.shape[-2:] == size:
+            raise ValueError(
+                f"{name}: expected only image and label to have a value for each pixel, got shape {tuple(value.shape)} "
+                f"beside a label of height and width {tuple(size)}; leave this entry out of the samples"
+            )

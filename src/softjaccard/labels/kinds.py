@@ -131,7 +131,9 @@ def class_ids(
         invalid = invalid & selected
     check.flag(
         invalid.any(1, keepdim=True) if votes else invalid,
-        lambda: _explain_ids("label.votes" if votes else "label", ids.expand_as(invalid)[invalid], classes, ignore_index),
+        lambda: _explain_ids(
+            "label.votes" if votes else "label", ids.expand_as(invalid)[invalid], classes, ignore_index
+        ),
     )
     return ids.clamp(0, classes - 1), counted
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,6 @@ from torch import Tensor, nn
 
 from softjaccard.errors import InputError, first_line
 from softjaccard.models.network import SegmentationNetwork
-
-_WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 
 def create_model(
@@ -36,8 +35,9 @@ def create_model(
         architecture: A name of segmentation_models.pytorch, such as "deeplabv3plus" or "unet".
         encoder: A name of segmentation_models.pytorch, such as "resnet18", or "tu-" and a name of timm.
         num_classes: Channels of the logits.
-        encoder_weights: None for random ones; the name of published ones, such as "imagenet", which are downloaded; or
-            the path of a .pth or .safetensors file with the encoder's state (the keys of timm for "tu-" encoders).
+        encoder_weights: None for random ones; the name of published ones, such as "imagenet" (the only one of "tu-"
+            encoders), which are downloaded; or the path of a file with the encoder's state, in .safetensors or torch's
+            format (for "tu-" encoders as timm publishes it).
         mean: Of the images' channels in [0, 1], as the weights expect it; by default timm's for "tu-" encoders,
             ImageNet's for others.
         std: Likewise.
@@ -55,8 +55,8 @@ def create_model(
     if architecture not in smp.MODEL_ARCHITECTURES_MAPPING:
         known = ", ".join(smp.MODEL_ARCHITECTURES_MAPPING)
         raise InputError(f"architecture '{architecture}' is unknown; segmentation_models.pytorch has: {known}.")
-    local = encoder_weights is not None and encoder_weights.endswith(_WEIGHT_SUFFIXES)
-    published = None if local else encoder_weights
+    path = _weights_path(encoder, encoder_weights)
+    published = None if path else encoder_weights
     arguments = dict(options or {})
     if "upsampling" in inspect.signature(smp.MODEL_ARCHITECTURES_MAPPING[architecture]).parameters:
         arguments.setdefault("upsampling", 1)
@@ -72,8 +72,8 @@ def create_model(
     except (KeyError, RuntimeError, OSError, TypeError, ValueError) as error:
         wanted = f" with weights '{published}'" if published else ""
         raise InputError(f"{architecture} with encoder '{encoder}'{wanted} cannot be built: {error}") from error
-    if local:
-        load_encoder_weights(body.encoder, Path(str(encoder_weights)).expanduser())
+    if path:
+        load_encoder_weights(body.encoder, path)
     configuration = getattr(getattr(body.encoder, "model", None), "pretrained_cfg", {})
     return SegmentationNetwork(
         body,
@@ -83,11 +83,30 @@ def create_model(
     )
 
 
+def _weights_path(encoder: str, weights: str | None) -> Path | None:
+    """Return the file that is meant, or None for random and published weights."""
+    if weights is None:
+        return None
+    path = Path(weights).expanduser()
+    if path.is_file() or any(separator in weights for separator in {"/", os.sep}):
+        return path
+    timm = encoder.startswith("tu-")
+    known = smp.encoders.encoders.get(encoder)
+    published = ["imagenet"] if timm or not known else list(known["pretrained_settings"])
+    if weights not in published:
+        raise InputError(
+            f"encoder_weights: there is no file {weights}, and the published weights of '{encoder}' are: "
+            f"{', '.join(published)}."
+        )
+    return None
+
+
 def load_encoder_weights(encoder: nn.Module, path: Path) -> None:
     """Fill an encoder from a file; every tensor must be there and fit, only a classifier's may be left over.
 
     Args:
-        encoder: An encoder of segmentation_models.pytorch; for one that wraps timm's, the file has timm's keys.
+        encoder: An encoder of segmentation_models.pytorch; for one that wraps timm's, the file has timm's keys (where
+            timm's feature extractors write `stages_0` for `stages.0`, either will do).
         path: A state dictionary in .safetensors, or in torch's format (loaded with `weights_only=True`).
 
     Raises:
@@ -96,6 +115,9 @@ def load_encoder_weights(encoder: nn.Module, path: Path) -> None:
     target = encoder.model if isinstance(getattr(encoder, "model", None), nn.Module) else encoder
     assert isinstance(target, nn.Module)
     state, expected = _read_state(path), target.state_dict()
+    # timm flattens containers to extract features, and joins their names by "_".
+    joined = {key.replace(".", "_"): key for key in expected}
+    state = {joined.get(key.replace(".", "_"), key): value for key, value in state.items()}
     # Files of whole classifiers have parts that an encoder has not, such as "classifier.weight".
     parts = {key.split(".")[0] for key in expected}
     state = {key: value for key, value in state.items() if key.split(".")[0] in parts}

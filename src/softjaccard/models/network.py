@@ -70,10 +70,12 @@ class SegmentationNetwork(nn.Module):
         height, width = image.shape[-2:]
         # Padded with the mean colour, which is what the network takes for zero.
         padded = functional.pad(self._normalise(image), (0, -width % self.stride, 0, -height % self.stride))
-        was_training = self.training
-        self.eval()
-        logits = self._run(padded)
-        self.train(was_training)
+        modes = {module: module.training for module in self.modules()}
+        try:
+            logits = self.eval()._run(padded)
+        finally:
+            for module, training in modes.items():
+                module.training = training
         logits = functional.interpolate(logits, size=padded.shape[-2:], mode="bilinear", align_corners=False)
         return logits[..., :height, :width]
 

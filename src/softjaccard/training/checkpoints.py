@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 import softjaccard
+from softjaccard.data.transforms import mix_seed
 from softjaccard.errors import InputError, first_line
-from softjaccard.files import write_whole
+from softjaccard.files import write_text, write_whole
+
+MAX_SEED = 2**32 - 1
+"""The largest seed that every generator takes."""
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -31,23 +36,47 @@ class CheckpointFiles(TorchCheckpointIO):
         return load_checkpoint(path)
 
 
-class ConfigInCheckpoint(Callback):
-    """Adds the run's config to each checkpoint, so that the network can be built from the checkpoint alone."""
+class RunConfig(Callback):
+    """Keeps the run's config: in a file, and in each checkpoint, from which alone the network can be built.
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    The file is written after the first step, so that a start that fails neither makes nor changes a run.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
         """See the class."""
-        self._config = config
+        self._path, self._config, self._written = path, config, False
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Write the file."""
+        if trainer.is_global_zero and not self._written:
+            write_text(self._path, yaml.safe_dump(self._config, sort_keys=False))
+            self._written = True
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the entry."""
         checkpoint["softjaccard"] = {"version": softjaccard.__version__, "config": self._config}
 
 
+class EpochSeeds(Callback):
+    """Seeds dropout and the like anew in each epoch, so that a resumed run draws what an uninterrupted one draws."""
+
+    def __init__(self, seed: int) -> None:
+        """See the class."""
+        self._seed = seed
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Seed all generators by (seed, epoch, device), once the loaders, which draw too, have begun the epoch."""
+        if batch_idx == 0:
+            mixed = mix_seed(self._seed, trainer.current_epoch, trainer.global_rank)
+            seed_everything(mixed % MAX_SEED, workers=True, verbose=False)
+
+
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Load a checkpoint onto the CPU.
 
     Raises:
-        InputError: If the file is missing, damaged, or holds more than tensors and plain data.
+        InputError: If the file is missing, damaged, no checkpoint of Lightning's, or holds more than tensors and plain
+            data.
     """
     if not Path(path).is_file():
         raise InputError(f"There is no checkpoint {path}.")
@@ -57,6 +86,6 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError(
             f"{path} is damaged, or holds more than tensors and plain data: {first_line(error)}"
         ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not {"state_dict", "epoch", "global_step"} <= checkpoint.keys():
         raise InputError(f"{path} is not a checkpoint of a training run.")
     return checkpoint

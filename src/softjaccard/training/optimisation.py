@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -41,11 +42,16 @@ class OptimiserSettings:
         Raises:
             InputError: If one is out of its range.
         """
-        for field in ("learning_rate", "decoder_factor"):
-            if not getattr(self, field) > 0:
-                raise InputError(f"{field} is {getattr(self, field)}, but must be above 0.")
-        if not 0 <= self.warmup < 1:
-            raise InputError(f"warmup is {self.warmup}, but must be a share of the steps, from 0 to below 1.")
+        for field, valid, wanted in (
+            ("learning_rate", 0 < self.learning_rate < math.inf, "above 0"),
+            ("decoder_factor", 0 < self.decoder_factor < math.inf, "above 0"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"),
+            ("momentum", 0 <= self.momentum < 1, "from 0 to below 1"),
+            ("power", 0 <= self.power < math.inf, "at least 0"),
+            ("warmup", 0 <= self.warmup < 1, "a share of the steps, from 0 to below 1"),
+        ):
+            if not valid:
+                raise InputError(f"optimiser: {field} is {getattr(self, field)}, but must be {wanted}.")
 
 
 def build_optimiser(network: SegmentationNetwork, settings: OptimiserSettings) -> Optimizer:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -19,29 +20,64 @@ from softjaccard.files import write_text
 _SHOWN = {"train/loss": "loss", "train/mIoU_D": "mIoU", "val/mIoU_D": "val mIoU"}
 
 
-class ProgressBar(TQDMProgressBar):
-    """Shows the loss, the running mIoU of the epoch's training batches, and the last validation's mIoU."""
+def progress(enabled: bool | None) -> list[Callback]:
+    """Return what shows the progress: a bar in a terminal, lines in a log, or nothing."""
+    if enabled is False:
+        return []
+    return [_Bar(leave=True) if sys.stdout.isatty() else _Lines()]
 
-    def __init__(self) -> None:
-        """See the class."""
-        super().__init__(leave=True)
+
+class _Bar(TQDMProgressBar):
+    """Shows the loss, the running mIoU of the epoch's training batches, and the last validation's mIoU."""
 
     def on_train_epoch_start(self, trainer: Trainer, *arguments: Any) -> None:
         """Count epochs from one, and say how many there will be."""
         super().on_train_epoch_start(trainer, *arguments)
-        of = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
-        self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch + 1}{of}")
+        self.train_progress_bar.set_description(_epoch(trainer))
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Choose and name the values."""
-        values = trainer.progress_bar_metrics
-        return {short: f"{values[name]:.3f}" for name, short in _SHOWN.items() if name in values}
+        return _shown(trainer)
+
+
+class _Lines(ProgressBar):
+    """Says the same in one line after each epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Be silent; Lightning asks all devices but the first to."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Speak again."""
+        self._enabled = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the line."""
+        if self._enabled:
+            values = ", ".join(f"{name} {value}" for name, value in _shown(trainer).items())
+            sys.stdout.write(f"{_epoch(trainer)}: {values}\n")
+            sys.stdout.flush()
+
+
+def _epoch(trainer: Trainer) -> str:
+    of = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+    return f"Epoch {trainer.current_epoch + 1}{of}"
+
+
+def _shown(trainer: Trainer) -> dict[str, str]:
+    values = trainer.progress_bar_metrics
+    return {short: f"{values[name]:.3f}" for name, short in _SHOWN.items() if name in values}
 
 
 class CSVFile(Logger):
     """One CSV file with a row for each logged step, which a resumed run goes on with.
 
-    Lightning's own logger begins each start with an empty file.
+    It is written with each checkpoint and at the end, so that a run that was killed has the rows of its last checkpoint
+    at least. Lightning's own logger begins each start with an empty file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,9 +108,13 @@ class CSVFile(Logger):
         """Add values to a step's row."""
         self._rows.setdefault(step or 0, {}).update(metrics)
 
-    @rank_zero_only
-    def save(self) -> None:
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         """Write the file."""
+        self.write()
+
+    @rank_zero_only
+    def write(self) -> None:
+        """Write the file. Not under Lightning's name `save`, which it calls after each row."""
         if not self._rows:
             return
         columns = sorted({name for row in self._rows.values() for name in row} - {"step", "epoch"})
@@ -88,4 +128,4 @@ class CSVFile(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write the file a last time."""
-        self.save()
+        self.write()

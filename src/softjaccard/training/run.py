@@ -21,16 +21,18 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 from jsonargparse import Namespace as Config
+from jsonargparse.typing import restricted_number_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 import softjaccard
 from softjaccard.errors import InputError
 from softjaccard.files import write_text
-from softjaccard.training.checkpoints import CheckpointFiles, ConfigInCheckpoint, load_checkpoint
-from softjaccard.training.reporting import CSVFile, ProgressBar
+from softjaccard.training.checkpoints import MAX_SEED, CheckpointFiles, EpochSeeds, RunConfig, load_checkpoint
+from softjaccard.training.reporting import CSVFile, progress
 
 MONITOR = "val/mIoU_D"
 
@@ -46,6 +48,11 @@ _FIXED_TRAINER_OPTIONS = {
     "plugins",
 }
 
+# A resumed run may find its data elsewhere, or read them in another way.
+_FREE_DATA_SETTINGS = {"root", "workers", "cache"}
+
+_SEED = restricted_number_type("Seed", int, [(">=", 0), ("<=", MAX_SEED)])
+
 
 def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None:
     """Train and keep the run in a folder.
@@ -60,34 +67,38 @@ def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None
             given, or holds none and it is.
     """
     saved_config, last = output / "config.yaml", output / "checkpoints" / "last.ckpt"
+    # Lightning starts this command once more for each further device, when the first one's run is under way.
+    first = getattr(rank_zero_only, "rank", 0) == 0
     if resume and not saved_config.exists():
         raise InputError(f"There is no run to resume in {output}: {saved_config} was looked for.")
     parser = build_parser()
     config = _parse(parser, arguments)
     plain = _as_plain(parser, config)
-    if saved_config.exists() and not resume:
+    if first and saved_config.exists() and not resume:
         raise InputError(
             f"{output} already holds a run: go on with it (--resume), choose another --output, or remove it."
         )
     if resume:
-        _check_same_model(plain, yaml.safe_load(saved_config.read_text(encoding="utf-8")), output)
+        _check_same_run(plain, yaml.safe_load(saved_config.read_text(encoding="utf-8")), output)
     seed_everything(config.seed, workers=True, verbose=False)
     model, data = _instantiate(parser, config)
     data.setup("fit")
-    best = ModelCheckpoint(last.parent, "best", monitor=MONITOR, mode="max", enable_version_counter=False)
+    best = ModelCheckpoint(
+        last.parent, "best", monitor=MONITOR, mode="max", save_on_train_epoch_end=False, enable_version_counter=False
+    )
     trainer = _trainer(
         config,
         output,
         callbacks=[
-            ProgressBar(),
-            ConfigInCheckpoint(plain),
+            *progress(config.trainer.enable_progress_bar),
+            RunConfig(saved_config, plain),
+            EpochSeeds(config.seed),
             best,
-            ModelCheckpoint(last.parent, "last", enable_version_counter=False),
+            ModelCheckpoint(last.parent, "last", save_on_train_epoch_end=True, enable_version_counter=False),
         ],
         logger=[CSVFile(output / "metrics.csv"), TensorBoardLogger(output, name="", version="tensorboard")],
     )
     output.mkdir(parents=True, exist_ok=True)
-    write_text(saved_config, yaml.safe_dump(plain, sort_keys=False))
     try:
         trainer.fit(model, data, ckpt_path=last if resume and last.exists() else None)
     except SystemExit:  # Lightning's answer to Ctrl-C
@@ -95,7 +106,8 @@ def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None
         raise
     score = "" if best.best_model_score is None else f", best validation mIoU_D {float(best.best_model_score):.4f}"
     _say(f"Trained for {trainer.current_epoch} epochs{score}. The run is in {output}.")
-    _say(f"Next: softjaccard test {output}")
+    if last.exists():
+        _say(f"Next: softjaccard test {output}{'' if (last.parent / 'best.ckpt').exists() else ' --checkpoint last'}")
 
 
 def test(output: Path, checkpoint: str, arguments: Sequence[str]) -> None:
@@ -103,7 +115,8 @@ def test(output: Path, checkpoint: str, arguments: Sequence[str]) -> None:
 
     Args:
         output: The run's folder.
-        checkpoint: "best", "last", or the path of a checkpoint of the same network.
+        checkpoint: "best" (the last one of a run without validation), "last", or the path of a checkpoint of the same
+            network.
         arguments: Settings that differ from the run's, as on the command line.
 
     Raises:
@@ -114,17 +127,22 @@ def test(output: Path, checkpoint: str, arguments: Sequence[str]) -> None:
         raise InputError(f"There is no run in {output}: {saved_config} was looked for.")
     named = checkpoint in ("best", "last")
     path = output / "checkpoints" / f"{checkpoint}.ckpt" if named else Path(checkpoint)
+    last = path.with_name("last.ckpt")
+    if checkpoint == "best" and not path.exists() and last.exists():
+        _say(f"The run has no {path.name}, because it was not validated: {last.name} is tested.")
+        path = last
     state = load_checkpoint(path)
     parser = build_parser()
     config = _parse(parser, ["--config", str(saved_config), *arguments])
     # The checkpoint has the encoder's weights; the file they came from need not be there any more.
-    config.model.init_args.encoder_weights = None
+    if "encoder_weights" in config.model.init_args:
+        config.model.init_args.encoder_weights = None
     model, data = _instantiate(parser, config)
     try:
         model.load_state_dict(state["state_dict"])
     except RuntimeError as error:
         raise InputError(f"{path} does not fit the network that {saved_config} describes.") from error
-    trainer = _trainer(config, output, callbacks=[ProgressBar()], logger=False)
+    trainer = _trainer(config, output, callbacks=progress(config.trainer.enable_progress_bar), logger=False)
     (scores,) = trainer.test(model, data, verbose=False)
     result = {
         "scores": {name.removeprefix("test/"): value for name, value in scores.items()},
@@ -138,7 +156,8 @@ def test(output: Path, checkpoint: str, arguments: Sequence[str]) -> None:
             **{name: version(name) for name in ("torch", "lightning", "timm", "segmentation-models-pytorch")},
         },
     }
-    write_text(output / "test.json", json.dumps(result, indent=2) + "\n")
+    if trainer.is_global_zero:
+        write_text(output / "test.json", json.dumps(result, indent=2) + "\n")
     for name, value in result["scores"].items():
         _say(f"{name:<24}{value:8.4f}")
     _say(f"Written to {output / 'test.json'}.")
@@ -148,7 +167,7 @@ def build_parser() -> ArgumentParser:
     """Return the parser of a run's settings: seed, model, data and trainer."""
     parser = ArgumentParser(prog="softjaccard fit", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="A YAML file; more than one add up, the last wins.")
-    parser.add_argument("--seed", type=int, default=0, help="Of initial weights, order and augmentation.")
+    parser.add_argument("--seed", type=_SEED, default=0, help="Of initial weights, order and augmentation.")
     parser.add_argument("--model", type=LightningModule, required=True, help="The Lightning module to train.")
     parser.add_argument("--data", type=LightningDataModule, required=True, help="Its data module.")
     parser.add_class_arguments(Trainer, "trainer", skip=_FIXED_TRAINER_OPTIONS, instantiate=False)
@@ -156,6 +175,7 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
+@rank_zero_only
 def _say(line: str) -> None:
     sys.stdout.write(f"{line}\n")
 
@@ -195,13 +215,21 @@ def _as_plain(parser: ArgumentParser, config: Config) -> dict[str, Any]:
     return plain
 
 
-def _check_same_model(config: dict[str, Any], saved: dict[str, Any], output: Path) -> None:
-    for name in ("seed", "model"):
-        if config[name] != saved[name]:
+def _check_same_run(config: dict[str, Any], saved: dict[str, Any], output: Path) -> None:
+    for name in ("seed", "model", "data"):
+        if _what_counts(config[name]) != _what_counts(saved[name]):
             raise InputError(
                 f"A run is resumed with the {name} it began with, but the {name} given differs from that in "
                 f"{output / 'config.yaml'}. Repeat those settings, or start another run with another --output."
             )
+
+
+def _what_counts(part: Any) -> Any:
+    """Return a part of the config without the settings that say where and how, but not what."""
+    if not isinstance(part, dict):
+        return part
+    settings = part.get("init_args", {})
+    return {**part, "init_args": {name: value for name, value in settings.items() if name not in _FREE_DATA_SETTINGS}}
 
 
 def _trainer(config: Config, output: Path, **settings: Any) -> Trainer:

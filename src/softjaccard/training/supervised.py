@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional
+from torchmetrics import MeanMetric
 
 from softjaccard.data.module import Batch
 from softjaccard.errors import InputError
-from softjaccard.metrics import CalibrationError, FineGrainedIoU
+from softjaccard.metrics import CalibrationError, FineGrainedIoU, fine_grained_iou, image_counts
 from softjaccard.models import create_model
 from softjaccard.training.optimisation import OptimiserSettings, build_optimiser, build_schedule
+
+
+@contextmanager
+def _users_error(where: str) -> Iterator[None]:
+    """Tell in one line what only a batch shows, such as too few class weights, or an output that has diverged."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 class SupervisedSegmentation(LightningModule):
     """Trains a network on labelled images and logs mIoU (D, I and C) and the expected calibration error.
 
+    `train/mIoU_D` is that of the epoch's training images so far, with the weights as they were; with more than one
+    device, of the first one's images.
+
     Args:
-        loss: A module from logits (B, C, H, W) and integer labels (B, H, W) with -100 for ignored pixels to a scalar.
+        loss: A module from logits (B, C, H, W) and integer labels (B, H, W) to a scalar. Ignored pixels are -100 in
+            every batch, whatever id the files have for them, so its ignore_index stays at -100.
         num_classes: C, at least 2.
         architecture: A name of segmentation_models.pytorch, such as deeplabv3plus or unet.
         encoder: A name of segmentation_models.pytorch, or tu- and a name of timm.
@@ -64,7 +80,8 @@ class SupervisedSegmentation(LightningModule):
             channels_last=channels_last,
             options=model_options,
         )
-        self.training_iou = FineGrainedIoU(num_classes)
+        self._training_counts = torch.zeros((), dtype=torch.int64)
+        self.evaluation_loss = MeanMetric()
         self.evaluation_iou = FineGrainedIoU(num_classes)
         self.calibration = CalibrationError(num_classes, from_logits=True)
 
@@ -89,22 +106,27 @@ class SupervisedSegmentation(LightningModule):
         """Return the loss of a batch.
 
         Raises:
-            InputError: If it is not finite.
+            InputError: If it is not finite; looked at in the steps that are logged and in an epoch's last.
         """
         logits, loss = self._logits_and_loss(batch)
-        if not loss.isfinite():
-            raise InputError(
-                f"The loss became {loss.item()} at step {self.global_step}; "
-                "a lower model.optimiser.learning_rate may help."
-            )
-        self.training_iou.update(logits.detach(), batch["label"])
+        with _users_error(f"step {self.global_step} (a lower model.optimiser.learning_rate may help)"):
+            counts = image_counts(logits.detach(), batch["label"], self.num_classes)
+        self._training_counts = self._training_counts + counts.sum(0)
         self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log("train/mIoU_D", self.training_iou.compute()["mIoU_D"].float(), prog_bar=True)
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.trainer.is_last_batch or (every and (self.global_step + 1) % every == 0):
+            if not loss.isfinite():
+                raise InputError(
+                    f"The loss is {loss.item()} at step {self.global_step}; "
+                    "a lower model.optimiser.learning_rate may help."
+                )
+            score = fine_grained_iou(self._training_counts[None])["mIoU_D"]
+            self.log("train/mIoU_D", score.float(), prog_bar=True)
         return loss
 
     def on_train_epoch_start(self) -> None:
         """Begin the running mIoU anew."""
-        self.training_iou.reset()
+        self._training_counts = torch.zeros((), dtype=torch.int64)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Add a batch to the scores."""
@@ -125,7 +147,7 @@ class SupervisedSegmentation(LightningModule):
         names = dataset.classes if dataset else [str(index) for index in range(self.num_classes)]
         for name, value, active in zip(names, iou["IoU_D"], iou["active_D"], strict=True):
             if active:
-                self.log(f"test/IoU_D/{name}", value.float())
+                self.log(f"test/IoU_D/{name}", value.float(), sync_dist=True)
         self._log_scores("test")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -136,23 +158,32 @@ class SupervisedSegmentation(LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _logits_and_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return logits at the label's size, and their loss."""
+        """Return logits at the label's size, and their loss.
+
+        Raises:
+            InputError: If the loss refuses them.
+        """
         label = batch["label"]
         logits = functional.interpolate(self(batch["image"]), size=label.shape[-2:], mode="bilinear")
-        return logits, self.loss(logits, label)
+        with _users_error("model.loss"):
+            return logits, self.loss(logits, label)
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
         logits, loss = self._logits_and_loss(batch)
-        self.evaluation_iou.update(logits, batch["label"])
-        self.calibration.update(logits, batch["label"])
-        self.log(f"{stage}/loss", loss, batch_size=len(logits))
+        with _users_error(stage):
+            self.evaluation_iou.update(logits, batch["label"])
+            self.calibration.update(logits, batch["label"])
+        self.evaluation_loss.update(loss, len(logits))
 
     def _log_scores(self, stage: str) -> None:
-        scores = {**self.evaluation_iou.compute(), **self.calibration.compute()}
-        for name in ("mIoU_D", "mIoU_I", "mIoU_C", "ECE"):
-            self.log(f"{stage}/{name}", scores[name].float(), prog_bar=stage == "val" and name == "mIoU_D")
-        self.evaluation_iou.reset()
-        self.calibration.reset()
+        metrics = (self.evaluation_loss, self.evaluation_iou, self.calibration)
+        scores = {"loss": metrics[0].compute(), **metrics[1].compute(), **metrics[2].compute()}
+        for name in ("loss", "mIoU_D", "mIoU_I", "mIoU_C", "ECE"):
+            # The same on all devices already, because metrics gather; the mean of it tells Lightning so.
+            bar = stage == "val" and name == "mIoU_D"
+            self.log(f"{stage}/{name}", scores[name].float(), prog_bar=bar, sync_dist=True)
+        for metric in metrics:
+            metric.reset()
 
     def _datasets(self) -> Mapping[str, Any]:
         data = getattr(self.trainer, "datamodule", None)
