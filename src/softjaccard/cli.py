@@ -24,8 +24,8 @@ Every setting can be changed behind the config, for example:
   --seed 1
 
 Ignored pixels are -100 in every batch, whatever id the files have for them: leave a loss's ignore_index as it is.
-Settings are listed by --print_config (behind the other options), and explained by
---model.help CLASS, --data.help CLASS and --model.loss.help CLASS.
+Settings are listed by --print_config (behind the other options); --model.help CLASS and --data.help CLASS explain them,
+and help(softjaccard.TverskyLoss) in Python the options of a loss.
 """
 
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: As typed after `softjaccard`; by default the process's own.
 
     Returns:
-        The exit code: 0, or 2 after an error in what the user gave, which is told in one line on stderr.
+        The exit code: 0; 2 after an error in what the user gave, which is told in one line on stderr; 130 after Ctrl-C.
     """
     parser = _build_parser()
     known, settings = parser.parse_known_args(_join_settings(sys.argv[1:] if arguments is None else arguments))
@@ -47,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = str(error).rpartition(f"{InputError.__qualname__}: ")[2]
         sys.stderr.write(f"{parser.prog} {known.command}: {' '.join(message.split())}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{parser.prog} {known.command}: stopped\n")
+        return 130
     return 0
 
 

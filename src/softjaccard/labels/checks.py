@@ -12,7 +12,7 @@ _TOLERANCE = 1e-4
 
 
 def describe(value: object) -> str:
-    """What came, for an error message: dtype and shape of a tensor, else the type.
+    """What came, for an error message: dtype and shape of a tensor or array, else the type and the value.
 
     Example:
         >>> describe(torch.zeros(2, 3))
@@ -20,7 +20,10 @@ def describe(value: object) -> str:
     """
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
-    return f"{type(value).__name__} {value!r}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        kind = f"{type(value).__module__}.{type(value).__name__}"
+        return f"a {kind} of {value.dtype} and shape {tuple(value.shape)}; torch.as_tensor(...) makes a tensor of it"
+    return f"{type(value).__name__} {value!r:.80}"
 
 
 def is_integer(value: object) -> bool:

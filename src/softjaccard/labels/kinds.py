@@ -109,6 +109,8 @@ def _expect_index(name: str, index: Tensor, shape: torch.Size, activation: Activ
     hint = ""
     if index.ndim == len(shape) and index.shape[1] == 1:
         hint = "; remove the channel dimension with label.squeeze(1)"
+    elif index.shape == shape:
+        hint = "; one-hot integers become a distribution with label.float()"
     raise ValueError(f"{name}: expected integers of shape {expected} for these logits, got {describe(index)}{hint}")
 
 
@@ -161,7 +163,7 @@ def _explain_ids(name: str, found: Tensor, classes: int, ignore_index: int) -> s
     return (
         f"{name}: expected class ids from 0 to {classes - 1}, or ignore_index ({ignore_index}) at pixels that do not "
         f"count; found {shown} at {found.numel()} pixels. If {values[-1]} marks pixels to leave out, pass "
-        f"ignore_index={values[-1]}"
+        f"ignore_index={values[-1]}" + ("; if it is the foreground of a mask, pass label > 0" if classes == 2 else "")
     )
 
 
@@ -197,6 +199,8 @@ class DenseLabel(Label):
         """See :meth:`Label.expect`."""
         if self.probability.shape != shape:
             hint = ""
+            if self.probability.shape == (shape[0], 1, *shape[2:]):
+                hint = "; class ids belong in an integer tensor without channels: label.squeeze(1).long()"
             if self.probability.shape == (shape[0], *shape[2:]):
                 hint = (
                     "; a float label without a channel dimension is not a distribution: use an integer dtype for class "

@@ -141,7 +141,10 @@ def _expect_mask(mask: Tensor | None, shape: torch.Size, activation: Activation)
     if activation != "softmax":
         expected += f" or (B, 1 or C, *spatial) = {tuple(shape)}"
     if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
-        raise TypeError(f"mask: expected booleans or non-negative float weights {expected}, got {describe(mask)}")
+        raise TypeError(
+            f"mask: expected booleans or non-negative float weights {expected}, got {describe(mask)}; integers become "
+            "booleans with mask.bool()"
+        )
     if mask.shape == (shape[0], *shape[2:]):
         return mask.unsqueeze(1)
     if activation != "softmax" and mask.shape in (shape, torch.Size((shape[0], 1, *shape[2:]))):
@@ -244,6 +247,9 @@ def region_statistics(
     _expect_logits(logits, activation)
     fitted = as_label(label, logits.shape, activation)
     mask = _expect_mask(mask, logits.shape, activation)
+    for name, tensor in (*(("label", held) for held in fitted.tensors().values()), ("mask", mask)):
+        if tensor is not None and tensor.device != logits.device:
+            raise ValueError(f"{name}: expected on the logits' device {logits.device}, got it on {tensor.device}")
     options = Options(
         ignore_index=ignore_index,
         activation=activation,
