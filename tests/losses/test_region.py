@@ -284,15 +284,16 @@ def test_reduction_none(kind: str, per: str, classes: Any) -> None:
     oracle.close(weighted, expected, 1e-10)
 
 
+@pytest.mark.parametrize("classes", ["all", [0, 2]], ids=str)
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("per", ["dataset", "image", "class", {"image": 0.5, "class": 0.5}], ids=str)
 @pytest.mark.parametrize("form", oracle.FORMS)
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
-def test_an_ignored_image_contributes_nothing(backend: str, form: str, per: Any, activation: str) -> None:
+def test_an_ignored_image_contributes_nothing(backend: str, form: str, per: Any, activation: str, classes: Any) -> None:
     case = oracle.make_case("teacher" if activation == "softmax" else "maps", activation, 3)
     mask = torch.ones(3, 7, 9, dtype=torch.bool)
     mask[1] = False
-    loss = sj.CompoundLoss(sj.JaccardLoss(form=form, per=per, classes="all", activation=activation, backend=backend))
+    loss = sj.CompoundLoss(sj.JaccardLoss(form=form, per=per, classes=classes, activation=activation, backend=backend))
     value = loss(case.logits, case.label, mask)
     gradient = oracle.gradient_of(value, case.logits)
     rest = [0, 2]

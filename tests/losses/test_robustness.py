@@ -106,6 +106,17 @@ def test_rounding_never_makes_a_power_of_a_negative_loss(backend: str) -> None:
             assert torch.isfinite(oracle.gradient_of(value.sum(), logits)).all()
 
 
+def test_rounding_at_confident_hard_predictions_is_no_negative_loss(backend: str) -> None:
+    label = torch.randint(0, 3, (200, 50))
+    logits = (
+        torch.nn.functional.one_hot(label, 3).movedim(-1, 1) * 16.0 + 0.3 * torch.randn(200, 3, 50)
+    ).requires_grad_()
+    value = sj.jaccard_loss(logits, label, gamma=1.5, per="image", smooth=0.0, reduction="none", backend=backend)
+    assert torch.isfinite(value).all()
+    assert (value >= 0).all()
+    assert torch.isfinite(oracle.gradient_of(value.sum(), logits)).all()
+
+
 def test_the_log_at_score_zero_is_large_and_finite(backend: str) -> None:
     logits = torch.tensor([[[-1e4, -1e4], [1e4, 1e4]]])
     label = torch.zeros(1, 2, dtype=torch.long)

@@ -222,8 +222,8 @@ class TverskyLoss(StatisticsLoss):
 
     def extra_repr(self) -> str:
         """The options of the formula."""
-        names = "alpha beta form per classes smooth log gamma activation temperature gradient ignore_index reduction backend"
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names.split())
+        plain = {name: value for name, value in vars(self).items() if not name.startswith("_") and name != "training"}
+        return ", ".join(f"{name}={value!r}" for name, value in plain.items())
 
 
 class JaccardLoss(TverskyLoss):
