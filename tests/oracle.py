@@ -380,17 +380,7 @@ SOFTMAX_KINDS = (
     "raters",
     "raters_weighted",
 )
-BINARY_KINDS = (
-    "hard",
-    "dense",
-    "smoothed",
-    "smoothed_where",
-    "teacher",
-    "teacher_own",
-    "raters",
-    "raters_weighted",
-    "maps",
-)
+BINARY_KINDS = (*(kind for kind in SOFTMAX_KINDS if kind != "hard_usual"), "maps")
 MULTILABEL_KINDS = ("maps", "dense", "smoothed_maps", "smoothed_maps_where", "teacher", "teacher_own")
 # (activation, number of classes, kind of label): every kind of label under every activation that has it
 GRID = (
