@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from softjaccard.labels.checks import ValueCheck, tolerance
 from softjaccard.labels.kinds import Activation, Label, LabelOptions, probabilities
@@ -50,6 +51,10 @@ class Options(LabelOptions):
     """Whether pixels are counted for each channel apart: a mask with channels, or multilabel integer maps."""
     check: bool = True
     """Whether invalid values raise; else they make the result NaN."""
+    size: tuple[int, int] | None = None
+    """The resolution to which logits (and a teacher's) are interpolated; None if all have the label's."""
+    align_corners: bool = False
+    """Whether the centres of the corner pixels meet, and not the corners themselves; as in torch."""
 
 
 class Pixels(NamedTuple):
@@ -61,6 +66,14 @@ class Pixels(NamedTuple):
     """(B, C, *spatial) in the same dtype."""
     weight: Tensor | None
     """(B, 1 or C, *spatial) in the same dtype; None if every pixel counts as 1."""
+
+
+def interpolate(values: Tensor, options: Options) -> Tensor:
+    """``(B, C, h, w)`` at the resolution of ``options``, in the dtype of the sums."""
+    if options.size is None or values.shape[2:] == options.size:
+        return values
+    wide = values.to(sum_dtype(values.dtype))
+    return F.interpolate(wide, options.size, mode="bilinear", align_corners=options.align_corners)
 
 
 def resolve_weight(mask: Tensor | None, dtype: torch.dtype, check: ValueCheck) -> tuple[Tensor | None, Tensor | None]:
