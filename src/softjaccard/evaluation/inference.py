@@ -57,7 +57,7 @@ class InferenceSettings:
 
 
 @torch.no_grad()
-def predict_logits(network: Network, image: Tensor, settings: InferenceSettings = InferenceSettings()) -> Tensor:  # noqa: B008 (frozen)
+def predict_logits(network: Network, image: Tensor, settings: InferenceSettings = InferenceSettings()) -> Tensor:
     """Return the logits of images, averaged over windows, scales and mirror images.
 
     The last window of a row or column is shifted inwards to end with the image. Images smaller than the window are
