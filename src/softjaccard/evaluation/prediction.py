@@ -81,7 +81,7 @@ def predict_images(
             failures[str(source)] = str(error)
             continue
         if palette is None:
-            palette = _palette(colours, logits.shape[1])
+            palette = _palette(colours, classes, logits.shape[1])
         _write_results(result_files(output, name), logits, ids, palette, probabilities=probabilities)
     result = {
         **(record or {}),
@@ -184,20 +184,21 @@ def _predict(
         raise InputError(f"{source} does not fit in the device's memory: give a --window, or a smaller one.") from error
 
 
-def _palette(colours: Sequence[Sequence[int]], count: int) -> NDArray[np.uint8]:
-    if not colours:
-        return distinct_colours(count)
-    if len(colours) != count:
-        raise InputError(f"There are {len(colours)} colours for {count} classes.")
-    return np.array(colours, dtype=np.uint8)
+def _palette(colours: Sequence[Sequence[int]], names: Sequence[str], count: int) -> NDArray[np.uint8]:
+    for what, given in (("colours", colours), ("names", names)):
+        if given and len(given) != count:
+            raise InputError(f"There are {len(given)} {what} for the network's {count} classes.")
+    return np.array(colours, dtype=np.uint8) if colours else distinct_colours(count)
 
 
 def _legend(names: Sequence[str], palette: NDArray[np.uint8] | None) -> list[dict[str, Any]]:
-    colours = [] if palette is None else palette.tolist()
-    names = names or [str(index) for index in range(len(colours))]
+    """Return each class's id, name and colour; none where no image could be predicted."""
+    if palette is None:
+        return []
+    names = names or [str(index) for index in range(len(palette))]
     return [
         {"id": index, "name": name, "colour": colour}
-        for index, (name, colour) in enumerate(zip(names, colours, strict=palette is not None))
+        for index, (name, colour) in enumerate(zip(names, palette.tolist(), strict=True))
     ]
 
 
