@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from softjaccard.data.images import read_image
@@ -164,6 +164,8 @@ def _check_output(images: Mapping[str, Path], inputs: Sequence[Path], output: Pa
     for given in inputs:
         if given.is_dir() and output.resolve().is_relative_to(given.resolve()):
             raise InputError(f"--output {output} lies in the input {given}, where masks would be taken for images.")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--output {output} is no folder.")
     results = [output / "predict.json", *(path for name in images for path in result_files(output, name).values())]
     existing = next((path for path in results if path.exists()), None)
     if existing and not overwrite:
@@ -206,12 +208,12 @@ def _write_results(
     files: Mapping[str, Path], logits: Tensor, classes: Tensor, palette: NDArray[np.uint8], *, probabilities: bool
 ) -> None:
     ids = classes[0].cpu().numpy().astype(np.uint8 if logits.shape[1] <= 256 else np.uint16)
+    _write(files["colours"], Image.fromarray(palette[ids]).save)
     if probabilities:
         tensors = {"probabilities": logits[0].softmax(0).half().cpu().contiguous()}
-        _write(files["probabilities"], lambda path: save_file(tensors, path))
+        _write(files["probabilities"], lambda path: path.write_bytes(save(tensors)))
     else:
         files["probabilities"].unlink(missing_ok=True)  # of an earlier prediction
-    _write(files["colours"], Image.fromarray(palette[ids]).save)
     _write(files["masks"], Image.fromarray(ids).save)
 
 

@@ -282,8 +282,8 @@ def _instantiate(parser: ArgumentParser, config: Config) -> tuple[LightningModul
 
 def _forget_encoder_weights(config: Config) -> None:
     """Leave out the encoder's file: the checkpoint has its weights, and it need not be there any more."""
-    if "encoder_weights" in config.model.init_args:
-        config.model.init_args.encoder_weights = None
+    if "model.init_args.encoder_weights" in config:
+        config["model.init_args.encoder_weights"] = None
 
 
 def _load_weights(model: LightningModule, state: dict[str, Any], path: Path) -> None:
