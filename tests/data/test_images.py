@@ -54,6 +54,13 @@ def test_a_photograph_is_read_the_way_up_that_viewers_show_it(tmp_path: Path) ->
     assert np.array_equal(read_image(tmp_path / "turned.png").numpy(), expected)
 
 
+def test_a_cameras_preview_is_left_out(tmp_path: Path) -> None:
+    pictures = [Image.new("RGB", (16, 8), (value,) * 3) for value in (60, 200)]
+    pictures[0].save(tmp_path / "camera.jpg", "MPO", save_all=True, append_images=pictures[1:])
+    assert Image.open(tmp_path / "camera.jpg").n_frames == 2
+    torch.testing.assert_close(read_image(tmp_path / "camera.jpg"), torch.full((3, 8, 16), 60 / 255), atol=0.01, rtol=0)
+
+
 def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("not an image")
     Image.fromarray(COLOUR.repeat(50, 0).repeat(50, 1)).save(tmp_path / "whole.jpg")

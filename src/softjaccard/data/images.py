@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +14,24 @@ from torch import Tensor
 from softjaccard.errors import InputError, first_line
 
 
+@contextmanager
+def _damage_of(path: Path) -> Iterator[None]:
+    try:
+        yield
+    # A damaged file can make a decoder stumble over anything.
+    except Exception as error:
+        raise InputError(f"{path} cannot be read as an image: {first_line(error)}") from error
+
+
 def open_image(path: Path) -> Image.Image:
     """Open and decode a file.
 
     Raises:
         InputError: If it is missing, damaged, or no image.
     """
-    try:
+    with _damage_of(path):
         image = Image.open(path)
         image.load()
-    # A damaged file can make a decoder stumble over anything.
-    except Exception as error:
-        raise InputError(f"{path} cannot be read as an image: {first_line(error)}") from error
     return image
 
 
@@ -40,14 +48,16 @@ def read_image(path: Path) -> Tensor:
             integers or floats, whose range is unknown).
     """
     image = open_image(path)
-    if getattr(image, "n_frames", 1) > 1:
-        raise InputError(f"{path} has {image.n_frames} frames; expected a single image.")  # type: ignore[attr-defined]
+    with _damage_of(path):
+        # A camera's JPEG may hold smaller versions of itself ("MPO").
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        upright = ImageOps.exif_transpose(image)
+    if frames > 1:
+        raise InputError(f"{path} has {frames} frames; expected a single image.")
     # Older versions of Pillow open 16-bit PNGs as "I".
-    wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
-    if image.mode in ("I", "F") and not wide:
-        raise InputError(f"{path} has 32-bit pixels (mode {image.mode}); expected 8 or 16 bits for each channel.")
-    image = ImageOps.exif_transpose(image)
-    if wide:
-        grey = torch.from_numpy(np.asarray(image).astype(np.float32) / 65535)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        grey = torch.from_numpy(np.asarray(upright).astype(np.float32) / 65535)
         return grey.expand(3, -1, -1).contiguous()
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous().float() / 255
+    if image.mode in ("I", "F"):
+        raise InputError(f"{path} has 32-bit pixels (mode {image.mode}); expected 8 or 16 bits for each channel.")
+    return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1).contiguous().float() / 255

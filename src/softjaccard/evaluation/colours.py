@@ -20,7 +20,7 @@ def distinct_colours(count: int) -> NDArray[np.uint8]:
 
     Example:
         >>> distinct_colours(4).tolist()
-        [[0, 0, 0], [255, 255, 255], [0, 0, 255], [0, 255, 0]]
+        [[0, 0, 0], [255, 255, 255], [0, 119, 255], [119, 255, 0]]
     """
     if count > _LEVELS**3:
         raise InputError(f"There are {count} classes, but colours for {_LEVELS**3} at most.")

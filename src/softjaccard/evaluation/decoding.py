@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
 from softjaccard.errors import InputError
@@ -45,7 +46,6 @@ def decode(logits: Tensor, method: str = "argmax", *, from_logits: bool = True) 
         InputError: If there is no such rule, its package is not installed, or the logits have another shape.
 
     Example:
-        >>> import torch
         >>> decode(torch.tensor([[0.2, 0.8, 0.6], [0.8, 0.2, 0.4]])[None], from_logits=False)
         tensor([[1, 0, 0]])
     """
@@ -57,6 +57,6 @@ def decode(logits: Tensor, method: str = "argmax", *, from_logits: bool = True) 
         return logits.argmax(1)
     from rankseg import RankSEG
 
-    probabilities = logits.float().softmax(1) if from_logits else logits
-    classes: Tensor = RankSEG(metric=score)(probabilities)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    classes: Tensor = RankSEG(metric=score)(logits.softmax(1, dtype=dtype) if from_logits else logits)
     return classes

@@ -207,7 +207,7 @@ def load_run_network(run: Path, checkpoint: str = "best") -> RunNetwork:
         path,
         classes=tuple(kept.get("classes", ())),
         colours=tuple(map(tuple, kept.get("colours", ()))),
-        scale=float(config["data"].get("init_args", {}).get("scale", 1.0)),
+        scale=float(config.get("data", {}).get("init_args", {}).get("scale", 1.0)),
     )
 
 
