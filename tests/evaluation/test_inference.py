@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 
 
 class Positional:
-    """Logits that depend on where a pixel lies in what the network sees, so that a wrong place shows."""
+    """Logits that depend on all that the network sees and on the place in it, so that a wrong place shows."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, ...]] = []
@@ -31,7 +31,10 @@ class Positional:
 
 def positional(image: Array) -> Array:
     rows, columns = np.arange(image.shape[2])[:, None], np.arange(image.shape[3])
-    return np.stack([image[:, 0] * (rows + 1), image[:, 1] + columns**2, image[:, 2] * columns - 3 * rows], 1)
+    return np.stack(
+        [image[:, 0] * (rows + 1), image[:, 1] + columns**2, image.sum((1, 2, 3))[:, None, None] - 3 * rows * columns],
+        1,
+    )
 
 
 def slide_by_loops(image: Array, window: tuple[int, int], stride: tuple[int, int]) -> Array:
