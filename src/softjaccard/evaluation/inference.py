@@ -62,8 +62,8 @@ def predict_logits(network: Network, image: Tensor, settings: InferenceSettings 
 
     The last window of a row or column is shifted inwards to end with the image. Images smaller than the window are
     padded below and to the right with the grey of the training crops, and the padding's logits are left out. Memory
-    above that of the network: one sum of logits for the scale at work and, with several scales or mirroring, one for
-    their total, however many windows there are.
+    above that of the network does not depend on the number of windows: one sum of logits and, with several scales or
+    mirroring, their total and a resized or mirrored copy.
 
     Args:
         network: Its method `predict` is called with each window, or else the network itself (a module in evaluation
