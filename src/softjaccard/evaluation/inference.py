@@ -114,7 +114,7 @@ def _slide(predict: Callable[[Tensor], Tensor], image: Tensor, settings: Inferen
     window = settings.window or size
     image = functional.pad(image, (0, max(0, window[1] - width), 0, max(0, window[0] - height)), value=PADDING_GREY)
     starts = (_starts(*lengths, settings.overlap) for lengths in zip(image.shape[-2:], window, strict=True))
-    total, count = None, image.new_zeros(image.shape[-2:])
+    total, count = None, torch.zeros(image.shape[-2:], device=image.device)
     for top, left in product(*starts):
         inside = (..., slice(top, top + window[0]), slice(left, left + window[1]))
         logits = predict(image[inside])
