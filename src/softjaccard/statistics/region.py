@@ -211,31 +211,38 @@ def _resolution(label: LabelLike) -> torch.Size | None:
     return tensor.shape[-2:]
 
 
+def expect_size(size: Sequence[int], **sources: Tensor) -> tuple[int, int]:
+    """``size`` as (H, W), checked to be at least that of every source, which it names in its errors."""
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size: expected (height, width), got {tuple(size)}")
+    height, width = size
+    for name, source in sources.items():
+        if source.ndim != 4:
+            raise ValueError(
+                f"upsample: only two spatial dimensions can be interpolated, (B, C, H, W); got {name} "
+                f"{describe(source)}"
+            )
+        if source.shape[2] > height or source.shape[3] > width:
+            raise ValueError(
+                f"upsample: expected {name} of at most the target's height and width {(height, width)}, got "
+                f"{describe(source)}; pad images and labels, with ignore_index, before the network"
+            )
+    return height, width
+
+
 def _target_size(logits: Tensor, label: LabelLike, mask: Tensor | None, size: Sequence[int] | None) -> tuple[int, int]:
     """The height and width to which logits are interpolated: ``size``, else the label's, else the mask's."""
-    if logits.ndim != 4:
-        raise ValueError(
-            f"upsample: only two spatial dimensions can be interpolated, (B, C, H, W); got logits {describe(logits)}"
-        )
-    given = None if size is None else torch.Size(size)
     own = _resolution(label)
-    target = given or own or (mask.shape[-2:] if isinstance(mask, Tensor) else None)
+    target = size or own or (mask.shape[-2:] if isinstance(mask, Tensor) else None)
     if target is None:
         raise ValueError(
             "size: a teacher's label without a mask has no resolution of its own to interpolate to; pass "
             "size=(height, width)"
         )
-    if len(target) != 2 or min(target) < 1:
-        raise ValueError(f"size: expected (height, width), got {tuple(target)}")
-    if own is not None and own != target:
+    if own is not None and own != torch.Size(target):
         raise ValueError(f"size: expected the label's height and width {tuple(own)}, got {tuple(target)}")
-    for name, tensor in (("logits", logits), ("label", label.logits if isinstance(label, TeacherLabel) else logits)):
-        if tensor.shape[-2] > target[0] or tensor.shape[-1] > target[1]:
-            raise ValueError(
-                f"upsample: expected {name} of at most the target's height and width {tuple(target)}, got "
-                f"{describe(tensor)}; pad images and labels, with ignore_index, before the network"
-            )
-    return target[0], target[1]
+    teacher = {"label": label.logits} if isinstance(label, TeacherLabel) else {}
+    return expect_size(target, logits=logits, **teacher)
 
 
 def _counts_channels(label: Label, mask: Tensor | None, shape: torch.Size) -> bool:

@@ -242,6 +242,13 @@ class Tiles:
             return _in_order(tensor[_with_channels(tile)], order).flatten(2)
         return _in_order(tensor[tile], order).flatten(1)
 
+    def in_place(self, values: Tensor, tile: Tile) -> Tensor:
+        """The values ``(b, n)`` of a tile's pixels as the part ``(b, *spatial)`` of a whole map."""
+        if self.interpolation is None:
+            return values.view(self.logits[:, 0][tile].shape)
+        order, width = self.interpolation.order, self.interpolation.size[1]
+        return values.view(len(values), -1, order, width // order).transpose(2, 3).reshape(len(values), -1, width)
+
     def target(self, result: Tensor, tile: Tile) -> Tensor | None:
         """The gradient's place in ``result`` as ``(b, C, n)``; None if no view of it has that shape and dtype."""
         if self.interpolation is not None or result.dtype != sum_dtype(result.dtype):
