@@ -21,7 +21,7 @@ from torch import Tensor
 from softjaccard.statistics.pixels import Options, sum_dtype
 
 #: Logits in a tile on the CPU: small enough for a core's caches, large enough to outweigh Python.
-TILE_ELEMENTS = 2**18
+TILE_ELEMENTS = 2**19
 #: On other devices a tile has to outweigh the launches of its kernels, some 0.1 ms; estimated, not measured.
 DEVICE_TILE_ELEMENTS = 2**23
 #: More would wait for Python's lock, and each needs memory for a tile.
