@@ -36,7 +36,7 @@ _ACTIVATIONS = ("softmax", "sigmoid", None)
 _GRADIENTS = ("exact", "error_scaled")
 _UPSAMPLES = ("bilinear", None)
 
-_PEAKS = ("prediction_peak", "label_peak")
+PEAKS = ("prediction_peak", "label_peak")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ class RegionStatistics:
     def total(self) -> RegionStatistics:
         """The statistics of all images as one: tensors of shape ``(1, C)``, and ``(1,)`` for ``pixels``."""
         summed = {
-            name: value.amax(0, keepdim=True) if name in _PEAKS else value.sum(0, keepdim=True)
+            name: value.amax(0, keepdim=True) if name in PEAKS else value.sum(0, keepdim=True)
             for name, value in self.fields().items()
         }
         return self._with(summed)
@@ -136,7 +136,7 @@ def _add(name: str, first: Tensor, second: Tensor) -> Tensor:
             f"statistics of shapes {tuple(first.shape)} and {tuple(second.shape)} do not add; use .total() to add "
             "batches of different sizes"
         )
-    if name in _PEAKS:
+    if name in PEAKS:
         return torch.maximum(first, second)
     if first.ndim != second.ndim:  # pixels (B,) and pixels counted for each channel
         first, second = (value if value.ndim == 2 else value.unsqueeze(1) for value in (first, second))
