@@ -12,6 +12,7 @@ same name in small letters. ``loss.from_statistics(statistics)`` computes it fro
 =======================  ==============================================================================
 """
 
+from softjaccard.losses.accumulation import accumulated_backward
 from softjaccard.losses.compound import CompoundLoss, compound_loss
 from softjaccard.losses.cross_entropy import CrossEntropyLoss, KLDivergenceLoss, cross_entropy, kl_divergence
 from softjaccard.losses.region import (
@@ -32,6 +33,7 @@ __all__ = [
     "KLDivergenceLoss",
     "RegionOptions",
     "TverskyLoss",
+    "accumulated_backward",
     "compound_loss",
     "cross_entropy",
     "dice_loss",

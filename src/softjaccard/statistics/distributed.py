@@ -73,13 +73,13 @@ def _resolve(process_group: ProcessGroupLike) -> dist.ProcessGroup | None:
         return dist.group.WORLD if initialised else None
     if not initialised:
         raise ValueError(
-            "process_group: torch.distributed is not initialised, or no longer, so that this group cannot be used; call "
+            "process_group: this group needs torch.distributed, which is not initialised, or no longer; call "
             "init_process_group first, or pass 'world', which is this process alone until then"
         )
     return process_group
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch._disable_dynamo  # type: ignore[attr-defined]  # torch.compiler.disable would import the compiler right here
 def _sum_over_group(
     total: RegionStatistics, sums: Mapping[str, Tensor], group: dist.ProcessGroup
 ) -> tuple[RegionStatistics, dict[str, Tensor]]:
@@ -114,9 +114,10 @@ class _Gather(torch.autograd.Function):
 
 def _layout(total: RegionStatistics, values: Mapping[str, Tensor], packed: Tensor) -> str:
     """What ranks have to agree on, in words."""
+    classes = max(value.shape[-1] for value in total.fields().values())
     label = "soft" if total.soft else "hard"
     sizes = ", ".join(f"{name} {value.numel()}" for name, value in values.items())
-    return f"{label} labels, {total.activation}, {packed.dtype}, numbers: {sizes}"
+    return f"C = {classes}, {label} label, activation {total.activation}, {packed.dtype}, numbers of {sizes}"
 
 
 def _expect_agreement(layout: str, group: dist.ProcessGroup, device: torch.device) -> None:
@@ -129,9 +130,9 @@ def _expect_agreement(layout: str, group: dist.ProcessGroup, device: torch.devic
     dist.all_gather(list(shown.unbind()), own, group=group)
     layouts = [bytes(row).decode().strip() for row in shown.tolist()]
     if len(set(layouts)) > 1:
-        listed = "; ".join(f"rank {rank}: {other}" for rank, other in enumerate(layouts))
+        listed = "; ".join(f"rank {layouts.index(other)}: {other}" for other in dict.fromkeys(layouts))
         raise ValueError(
             "process_group: expected the same number of classes, kind of label, dtype and options of the loss on every "
-            f"rank, got {listed}"
+            f"rank of the group, got on {listed}"
         )
     agreed.add(layout)
