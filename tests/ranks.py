@@ -102,6 +102,11 @@ def _compound(**fixed: Any) -> Callable[..., Any]:
 LOSSES = _losses()
 
 
+def kind_of(name: str) -> str:
+    """The kind of label of a loss in `LOSSES`."""
+    return name.split(maxsplit=1)[0]
+
+
 def make_network(dtype: torch.dtype, dropout: float = 0.0) -> nn.Module:
     torch.manual_seed(1)
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Dropout(dropout), nn.Conv2d(4, CLASSES, 3))
@@ -149,7 +154,7 @@ def value_and_gradients(network: nn.Module, value: Tensor) -> tuple[Tensor, Tens
 def joined(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The reference: all images in one batch, plain autograd in float64; data and weights as they are in ``dtype``."""
     network, data = make_network(dtype).double(), Data(dtype)
-    images, label, mask = data.part(name.split()[0])
+    images, label, mask = data.part(kind_of(name))
     label = label.double() if label.is_floating_point() else label
     value = LOSSES[name](backend="reference")(network(images.double()), label, mask.double())
     return value_and_gradients(network, value)
@@ -164,7 +169,7 @@ def losses_of_parts(rank: int, ranks: int) -> dict[Any, Any]:
     for dtype in (torch.float32, torch.float64):
         network, data = DistributedDataParallel(make_network(dtype)), Data(dtype)
         for sizes, name in product(SPLITS[ranks], LOSSES):
-            images, label, mask = data.part(name.split()[0], slices(sizes)[rank])
+            images, label, mask = data.part(kind_of(name), slices(sizes)[rank])
             value = LOSSES[name](process_group="world")(network(images), label, mask)
             results[dtype, sizes, name] = value_and_gradients(network, value)
     return results | {"other": _others(rank, ranks), "errors": _disagreements(rank)}
@@ -182,7 +187,7 @@ def _others(rank: int, ranks: int) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for name in LOSSES:
         logits = make_logits()[part].requires_grad_()
-        _, label, mask = data.part(name.split()[0], part)
+        _, label, mask = data.part(kind_of(name), part)
         value = LOSSES[name](process_group=dist.group.WORLD)(logits, label, mask)
         results[name] = value.detach(), torch.autograd.grad(value, logits)[0]
 
@@ -232,7 +237,7 @@ def accumulated_on_ranks(rank: int, ranks: int) -> dict[Any, Any]:
         network, data = DistributedDataParallel(make_network(dtype)), Data(dtype)
         for name in LOSSES:
             parts = slices((2, 1, 2, 2))[:3] if rank == 0 else slices((2, 1, 2, 2))[3:]
-            batches = [data.part(name.split()[0], part) for part in parts]
+            batches = [data.part(kind_of(name), part) for part in parts]
             value = sj.accumulated_backward(network, LOSSES[name](process_group="world"), batches)
             results[dtype, name] = value_and_gradients(network, value)
     return results

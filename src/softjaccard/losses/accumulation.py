@@ -142,8 +142,8 @@ def _loss_and_gradients(
         raise ValueError(f"loss: expected a scalar, got a tensor of shape {tuple(value.shape)}; use reduction='mean'")
     slopes = torch.autograd.grad(value if scale is None else scale(value), list(leaves.values()), allow_unused=True)
     sizes = [len(next(iter(part.fields().values()))) for part in parts]
-    gradients = {name: torch.split(slope, sizes) for name, slope in zip(leaves, slopes, strict=True) if slope is not None}
-    return value.detach(), gradients
+    used = {name: slope for name, slope in zip(leaves, slopes, strict=True) if slope is not None}
+    return value.detach(), {name: torch.split(slope, sizes) for name, slope in used.items()}
 
 
 def _backward(statistics: RegionStatistics, gradients: dict[str, Tensor]) -> None:
