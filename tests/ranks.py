@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import product
+from multiprocessing import set_forkserver_preload
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 import softjaccard as sj
 
 SECONDS = 120  # after which a hanging collective, or a worker, is an error
+set_forkserver_preload(["torch", "softjaccard"])  # imported once for all processes
 
 
 @contextmanager
@@ -45,7 +48,7 @@ def _work(rank: int, ranks: int, folder: Path, worker: Callable[[int, int], Any]
 
 def run(worker: Callable[[int, int], Any], ranks: int, folder: Path) -> list[Any]:
     """What ``worker(rank, ranks)`` returns on each rank; an error there, or none coming to an end, is one here."""
-    context = mp.spawn(_work, (ranks, folder, worker), nprocs=ranks, join=False)
+    context = mp.start_processes(_work, (ranks, folder, worker), ranks, join=False, start_method="forkserver")
     deadline = time.monotonic() + SECONDS
     try:
         while not context.join(timeout=1):
@@ -231,13 +234,22 @@ def _disagreements(rank: int) -> list[str]:
 
 
 def accumulated_on_ranks(rank: int, ranks: int) -> dict[Any, Any]:
-    """Micro-batches on every rank; the second rank has fewer of them."""
-    results = {}
+    """Micro-batches on every rank, on the second one fewer; and how often gradients were averaged for each loss."""
+    results: dict[Any, Any] = {}
+    parts = slices((2, 1, 2, 2))
+    parts = parts[:3] if rank == 0 else parts[3:]
     for dtype in (torch.float32, torch.float64):
         network, data = DistributedDataParallel(make_network(dtype)), Data(dtype)
+        averaged: list[int] = []
+        network.register_comm_hook(averaged, _count_and_average)
         for name in LOSSES:
-            parts = slices((2, 1, 2, 2))[:3] if rank == 0 else slices((2, 1, 2, 2))[3:]
             batches = [data.part(kind_of(name), part) for part in parts]
             value = sj.accumulated_backward(network, LOSSES[name](process_group="world"), batches)
             results[dtype, name] = value_and_gradients(network, value)
+        results[dtype] = len(averaged) / len(LOSSES)
     return results
+
+
+def _count_and_average(averaged, bucket):  # torch refuses annotations that are strings
+    averaged.append(1)
+    return allreduce_hook(None, bucket)
