@@ -183,6 +183,13 @@ def make_logits(seed: int = 3) -> Tensor:
     return 2 * torch.randn(7, CLASSES, 7, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+def peaks(part: slice = slice(None), **options: Any) -> Tensor:
+    """A loss with one predicted class; the probability of another is below 1/2 on each rank, but not added up."""
+    logits = torch.zeros(7, CLASSES, 7, 6, dtype=torch.float64)
+    logits[:, 0], logits[0, 1, 0, 0] = 0.9, 5.0
+    return sj.JaccardLoss(classes="predicted", **options)(logits[part], Data(torch.float64).labels["hard"][part])
+
+
 def _others(rank: int, ranks: int) -> dict[str, Any]:
     """Cases that need no network; gradients are those of the rank's logits."""
     part = slices(SPLITS[ranks][0])[rank]
@@ -199,6 +206,8 @@ def _others(rank: int, ranks: int) -> dict[str, Any]:
     for per in ("dataset", "image"):
         loss = sj.JaccardLoss(per=per, reduction="none", process_group="world")
         results[f"none {per}"] = loss(logits, label, mask)
+
+    results["peaks"] = peaks(part, process_group="world")
 
     loss = sj.CompoundLoss(sj.JaccardLoss(per="image", process_group="world"))
     _, soft, _ = data.part("soft", part)

@@ -74,6 +74,11 @@ def test_without_reduction(by_rank: list[dict[Any, Any]]) -> None:
             oracle.close(table, expected, 1e-12)
 
 
+def test_peaks_are_not_added(by_rank: list[dict[Any, Any]]) -> None:
+    for results in by_rank:
+        oracle.close(results["other"]["peaks"], ranks.peaks(), 1e-12)
+
+
 def test_added_statistics(by_rank: list[dict[Any, Any]]) -> None:
     _, label, mask = ranks.Data(torch.float64).part("hard")
     _, soft, _ = ranks.Data(torch.float64).part("soft")

@@ -92,7 +92,7 @@ def accumulated_backward(
     value, gradients = _loss_and_gradients(loss, parts, scale)
 
     for number, (batch, state) in enumerate(zip(batches, states, strict=True)):
-        torch.clear_autocast_cache()  # weights cast without gradient
+        torch.clear_autocast_cache()  # older torch keeps weights cast without gradient (PyTorch issue 158232)
         _restore_random_states(state)
         with no_sync() if number + 1 < len(batches) else nullcontext():
             _backward(run(batch), {name: slopes[number] for name, slopes in gradients.items()})
