@@ -75,7 +75,7 @@ def accumulated_backward(
         >>> batches = zip(images.split(2), label.split(2))
         >>> value = accumulated_backward(network, loss, batches, statistics, scale=scaler.scale)
     """
-    if batch_norm == "refuse":
+    if batch_norm != "allow":
         _refuse_batch_norm(network)
     run = statistics or _default(network, loss)
     batches = list(micro_batches)

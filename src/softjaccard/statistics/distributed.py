@@ -49,8 +49,8 @@ def sum_over_ranks(
 
     **Cost.** One all-gather of a few numbers for each class, on the device of the statistics; nothing is read back
     from it. The first call with a layout (number of classes, dtype, names) is preceded by another of 512 bytes, which
-    are read back, so that ranks with different layouts raise in place of waiting for each other. A single rank changes
-    nothing, bit for bit.
+    are read back, so that ranks with different layouts raise in place of waiting for each other. Ranks that part later,
+    each to a layout known from before, are not noticed here. A single rank changes nothing, bit for bit.
 
     Args:
         total: of this rank's images, as from :meth:`RegionStatistics.total`.
