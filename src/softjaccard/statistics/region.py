@@ -36,7 +36,7 @@ _ACTIVATIONS = ("softmax", "sigmoid", None)
 _GRADIENTS = ("exact", "error_scaled")
 _UPSAMPLES = ("bilinear", None)
 
-_PEAKS = ("prediction_peak", "label_peak")
+PEAKS = ("prediction_peak", "label_peak")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,25 +85,34 @@ class RegionStatistics:
         """
         if not isinstance(other, RegionStatistics):
             return NotImplemented
-        if self.activation != other.activation:
-            raise ValueError(f"statistics under {self.activation!r} and {other.activation!r} do not add")
-        mine, theirs = self.fields(), other.fields()
-        if mine.keys() != theirs.keys():
-            raise ValueError(
-                "statistics with different fields do not add; only one side has "
-                f"{sorted(mine.keys() ^ theirs.keys())}: ask for the same 'want'"
-            )
-        added = {name: _add(name, mine[name], theirs[name]) for name in mine}
+        _expect_same_kind(self, other)
+        theirs = other.fields()
+        added = {name: _add(name, value, theirs[name]) for name, value in self.fields().items()}
         return RegionStatistics(**added, soft=self.soft or other.soft, activation=self.activation)
 
     def __radd__(self, other: object) -> RegionStatistics:
         """So that ``sum`` of several statistics works."""
         return self if other == 0 else NotImplemented
 
+    @staticmethod
+    def cat(batches: Sequence[RegionStatistics]) -> RegionStatistics:
+        """The statistics of several batches' images, one after the other, as of one batch.
+
+        Raises:
+            ValueError: there is no batch, or they differ in fields, activation or number of classes.
+        """
+        if not batches:
+            raise ValueError("batches: expected the statistics of at least one batch, got none")
+        first = batches[0]
+        for other in batches[1:]:
+            _expect_same_kind(first, other)
+        joined = {name: _cat(name, [getattr(batch, name) for batch in batches]) for name in first.fields()}
+        return RegionStatistics(**joined, soft=any(batch.soft for batch in batches), activation=first.activation)
+
     def total(self) -> RegionStatistics:
         """The statistics of all images as one: tensors of shape ``(1, C)``, and ``(1,)`` for ``pixels``."""
         summed = {
-            name: value.amax(0, keepdim=True) if name in _PEAKS else value.sum(0, keepdim=True)
+            name: value.amax(0, keepdim=True) if name in PEAKS else value.sum(0, keepdim=True)
             for name, value in self.fields().items()
         }
         return self._with(summed)
@@ -130,13 +139,33 @@ class RegionStatistics:
         return RegionStatistics(**fields, soft=self.soft, activation=self.activation)
 
 
+def _expect_same_kind(first: RegionStatistics, second: RegionStatistics) -> None:
+    if first.activation != second.activation:
+        raise ValueError(f"statistics under {first.activation!r} and {second.activation!r} do not add")
+    different = first.fields().keys() ^ second.fields().keys()
+    if different:
+        raise ValueError(
+            f"statistics with different fields do not add; only one side has {sorted(different)}: ask for the same "
+            "'want'"
+        )
+
+
+def _cat(name: str, values: list[Tensor]) -> Tensor:
+    if len({value.shape[1:] for value in values}) > 1:
+        raise ValueError(
+            f"statistics: expected the same number of classes and kind of mask in every batch, got {name} of shapes "
+            f"{', '.join(str(tuple(value.shape)) for value in values)}"
+        )
+    return torch.cat(values)
+
+
 def _add(name: str, first: Tensor, second: Tensor) -> Tensor:
     if first.shape[0] != second.shape[0] or (first.shape[1:] != second.shape[1:] and name != "pixels"):
         raise ValueError(
             f"statistics of shapes {tuple(first.shape)} and {tuple(second.shape)} do not add; use .total() to add "
             "batches of different sizes"
         )
-    if name in _PEAKS:
+    if name in PEAKS:
         return torch.maximum(first, second)
     if first.ndim != second.ndim:  # pixels (B,) and pixels counted for each channel
         first, second = (value if value.ndim == 2 else value.unsqueeze(1) for value in (first, second))
