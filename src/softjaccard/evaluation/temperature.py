@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,9 +82,9 @@ def fit_temperature(
     low, high = bounds
     if not 0 < low < high < math.inf:
         raise InputError(f"bounds: expected two positive numbers, the smaller first, got {bounds}")
-    if iter(batches) is batches:
+    if isinstance(batches, Iterator):
         raise InputError(
-            f"batches: expected something to go through several times, such as a list, got the iterator "
+            "batches: expected something to go through several times, such as a list, got an iterator, "
             f"{describe(batches)}"
         )
     options = Options(ignore_index, activation)
