@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from softjaccard.labels import LabelLike
 from softjaccard.labels.kinds import Activation
-from softjaccard.statistics.region import Backend, Gradient, RegionStatistics, check_options, region_statistics
+from softjaccard.statistics.region import (
+    Backend,
+    Gradient,
+    RegionStatistics,
+    Upsample,
+    check_options,
+    region_statistics,
+)
 
 
 def expect_number(name: str, value: float, at_least: float = 0.0) -> float:
@@ -48,16 +55,20 @@ class StatisticsLoss(nn.Module, ABC):
         temperature: float,
         gradient: Gradient,
         ignore_index: int,
+        upsample: Upsample,
+        align_corners: bool,
         backend: Backend,
     ) -> None:
         """Keep the options of the pixel pass."""
         super().__init__()
-        check_options(activation, temperature, gradient, ignore_index, backend)
+        check_options(activation, temperature, gradient, ignore_index, upsample, backend)
         self.register_buffer("class_weight", as_class_weight(class_weight))
         self.activation: Activation = activation
         self.temperature = temperature
         self.gradient: Gradient = gradient
         self.ignore_index = ignore_index
+        self.upsample: Upsample = upsample
+        self.align_corners = align_corners
         self.backend: Backend = backend
 
     @property
@@ -80,7 +91,13 @@ class StatisticsLoss(nn.Module, ABC):
         """
 
     def statistics(
-        self, logits: Tensor, label: LabelLike, mask: Tensor | None = None, *, want: Collection[str] | None = None
+        self,
+        logits: Tensor,
+        label: LabelLike,
+        mask: Tensor | None = None,
+        *,
+        size: Sequence[int] | None = None,
+        want: Collection[str] | None = None,
     ) -> RegionStatistics:
         """The statistics of a batch with this loss's options; ``want`` defaults to what this loss needs."""
         return region_statistics(
@@ -91,11 +108,16 @@ class StatisticsLoss(nn.Module, ABC):
             activation=self.activation,
             temperature=self.temperature,
             gradient=self.gradient,
+            upsample=self.upsample,
+            align_corners=self.align_corners,
+            size=size,
             want=self.want if want is None else want,
             backend=self.backend,
         )
 
-    def forward(self, logits: Tensor, label: LabelLike, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, logits: Tensor, label: LabelLike, mask: Tensor | None = None, *, size: Sequence[int] | None = None
+    ) -> Tensor:
         """The loss of a batch.
 
         Args:
@@ -103,6 +125,8 @@ class StatisticsLoss(nn.Module, ABC):
             label: integers ``(B, *spatial)``, a float distribution ``(B, C, *spatial)``, or one of the kinds of
                 :mod:`softjaccard.labels`.
             mask: boolean or non-negative weights ``(B, *spatial)``: the pixels that count.
+            size: ``(H, W)`` to interpolate to, with ``upsample``; None takes the label's, or the mask's if the label is
+                a teacher's.
 
         Returns:
             A scalar.
@@ -111,7 +135,7 @@ class StatisticsLoss(nn.Module, ABC):
             TypeError: an argument has the wrong dtype.
             ValueError: a shape does not fit or a value is invalid.
         """
-        return self.from_statistics(self.statistics(logits, label, mask))
+        return self.from_statistics(self.statistics(logits, label, mask, size=size))
 
     def weight_for(self, statistic: Tensor) -> Tensor | None:
         """The class weights, checked to be as many as the statistic (B, C) has classes."""

@@ -19,7 +19,7 @@ class CompoundLoss(StatisticsLoss):
     The weights 0.75 and 0.25 are those of the paper's configurations (arXiv 2302.05666).
 
     Args:
-        region: the region loss; its activation, temperature, ``ignore_index`` and backend hold for both.
+        region: the region loss; its options of the pixel pass, from ``activation`` to ``backend``, hold for both.
         region_weight: factor of the region loss.
         cross_entropy_weight: factor of the cross-entropy; see :class:`~softjaccard.losses.CrossEntropyLoss`.
         class_weight: ``(C,)`` weights of the classes in the cross-entropy; the region loss has its own.
@@ -54,6 +54,8 @@ class CompoundLoss(StatisticsLoss):
             temperature=region.temperature,
             gradient=region.gradient,
             ignore_index=region.ignore_index,
+            upsample=region.upsample,
+            align_corners=region.align_corners,
             backend=region.backend,
         )
         self.region = region

@@ -12,7 +12,7 @@ from softjaccard.labels import LabelLike
 from softjaccard.labels.kinds import Activation
 from softjaccard.losses.base import StatisticsLoss
 from softjaccard.statistics.pixels import is_binary
-from softjaccard.statistics.region import Backend, RegionStatistics
+from softjaccard.statistics.region import Backend, RegionStatistics, Upsample
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -29,6 +29,8 @@ class CrossEntropyOptions(TypedDict, total=False):
     activation: Activation
     temperature: float
     ignore_index: int
+    upsample: Upsample
+    align_corners: bool
     backend: Backend
 
 
@@ -64,6 +66,9 @@ class CrossEntropyLoss(StatisticsLoss):
         activation: ``"softmax"``; ``"sigmoid"`` for binary and multilabel masks; None: the input is probabilities.
         temperature: divides the logits, and a teacher's unless it has its own.
         ignore_index: the class id of pixels that do not count.
+        upsample: ``"bilinear"`` for logits of a lower resolution than the label, which are interpolated inside; see
+            :func:`~softjaccard.statistics.region_statistics`.
+        align_corners: of the interpolation.
         backend: ``"auto"``, ``"chunked"`` or ``"reference"``.
 
     Example:
@@ -81,6 +86,8 @@ class CrossEntropyLoss(StatisticsLoss):
         activation: Activation = "softmax",
         temperature: float = 1.0,
         ignore_index: int = -100,
+        upsample: Upsample = None,
+        align_corners: bool = False,
         backend: Backend = "auto",
     ) -> None:
         """See the class."""
@@ -90,6 +97,8 @@ class CrossEntropyLoss(StatisticsLoss):
             temperature=temperature,
             gradient="exact",
             ignore_index=ignore_index,
+            upsample=upsample,
+            align_corners=align_corners,
             backend=backend,
         )
 

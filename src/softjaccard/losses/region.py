@@ -12,7 +12,7 @@ from softjaccard.labels import LabelLike
 from softjaccard.labels.kinds import Activation
 from softjaccard.losses.base import StatisticsLoss, expect_number
 from softjaccard.statistics.reducer import PER, Per, reduce_classes
-from softjaccard.statistics.region import Backend, Gradient, RegionStatistics
+from softjaccard.statistics.region import Backend, Gradient, RegionStatistics, Upsample
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -50,6 +50,8 @@ class RegionOptions(TypedDict, total=False):
     temperature: float
     gradient: Gradient
     ignore_index: int
+    upsample: Upsample
+    align_corners: bool
     reduction: Reduction
     backend: Backend
 
@@ -96,6 +98,9 @@ class TverskyLoss(StatisticsLoss):
         gradient: ``"exact"``, or ``"error_scaled"`` against over-confidence; see
             :func:`~softjaccard.statistics.region_statistics`.
         ignore_index: the class id of pixels that do not count.
+        upsample: ``"bilinear"`` for logits of a lower resolution than the label, which are interpolated inside; see
+            :func:`~softjaccard.statistics.region_statistics`.
+        align_corners: of the interpolation.
         reduction: ``"mean"``, or ``"none"`` for the losses of the classes, ``(C,)`` per data set and ``(B, C)`` per
             image or class, 0 where inactive and without class weights.
         backend: ``"auto"``, ``"chunked"`` or ``"reference"``.
@@ -132,6 +137,8 @@ class TverskyLoss(StatisticsLoss):
         temperature: float = 1.0,
         gradient: Gradient = "exact",
         ignore_index: int = -100,
+        upsample: Upsample = None,
+        align_corners: bool = False,
         reduction: Reduction = "mean",
         backend: Backend = "auto",
     ) -> None:
@@ -142,6 +149,8 @@ class TverskyLoss(StatisticsLoss):
             temperature=temperature,
             gradient=gradient,
             ignore_index=ignore_index,
+            upsample=upsample,
+            align_corners=align_corners,
             backend=backend,
         )
         self.alpha = expect_number("alpha", alpha)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -10,13 +10,22 @@ import torch
 from torch import Tensor
 
 from softjaccard.labels.checks import describe
-from softjaccard.labels.kinds import Activation, HardLabel, Label, LabelLike, SmoothedLabel, as_label
+from softjaccard.labels.kinds import (
+    Activation,
+    HardLabel,
+    Label,
+    LabelLike,
+    SmoothedLabel,
+    TeacherLabel,
+    as_label,
+)
 from softjaccard.statistics.chunked import chunked
 from softjaccard.statistics.pixels import FIELDS, Options
 from softjaccard.statistics.reference import reference
 
 Gradient: TypeAlias = Literal["exact", "error_scaled"]
 Backend: TypeAlias = Literal["auto", "reference", "chunked"]
+Upsample: TypeAlias = Literal["bilinear"] | None
 
 _BACKENDS: dict[str, Callable[[Tensor, Label, Tensor | None, Options], dict[str, Tensor]]] = {
     "auto": chunked,
@@ -25,6 +34,7 @@ _BACKENDS: dict[str, Callable[[Tensor, Label, Tensor | None, Options], dict[str,
 }
 _ACTIVATIONS = ("softmax", "sigmoid", None)
 _GRADIENTS = ("exact", "error_scaled")
+_UPSAMPLES = ("bilinear", None)
 
 _PEAKS = ("prediction_peak", "label_peak")
 
@@ -158,11 +168,17 @@ def _one_of(name: str, value: object, allowed: Collection[Any]) -> None:
 
 
 def check_options(
-    activation: Activation, temperature: float, gradient: Gradient, ignore_index: int, backend: Backend
+    activation: Activation,
+    temperature: float,
+    gradient: Gradient,
+    ignore_index: int,
+    upsample: Upsample,
+    backend: Backend,
 ) -> None:
     """Raise a ValueError or TypeError that names the option of :func:`region_statistics` that can't be."""
     _one_of("activation", activation, _ACTIVATIONS)
     _one_of("gradient", gradient, _GRADIENTS)
+    _one_of("upsample", upsample, _UPSAMPLES)
     _one_of("backend", backend, _BACKENDS)
     if not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index: expected an integer such as 255, got {ignore_index!r}")
@@ -187,6 +203,41 @@ def _expect_logits(logits: Tensor, activation: Activation) -> None:
         )
 
 
+def _resolution(label: LabelLike) -> torch.Size | None:
+    """The height and width of a label; None for a teacher's, which is interpolated like the logits."""
+    if isinstance(label, TeacherLabel):
+        return None
+    tensor = label if isinstance(label, Tensor) else next(iter(label.tensors().values()))
+    return tensor.shape[-2:]
+
+
+def _target_size(logits: Tensor, label: LabelLike, mask: Tensor | None, size: Sequence[int] | None) -> tuple[int, int]:
+    """The height and width to which logits are interpolated: ``size``, else the label's, else the mask's."""
+    if logits.ndim != 4:
+        raise ValueError(
+            f"upsample: only two spatial dimensions can be interpolated, (B, C, H, W); got logits {describe(logits)}"
+        )
+    given = None if size is None else torch.Size(size)
+    own = _resolution(label)
+    target = given or own or (mask.shape[-2:] if isinstance(mask, Tensor) else None)
+    if target is None:
+        raise ValueError(
+            "size: a teacher's label without a mask has no resolution of its own to interpolate to; pass "
+            "size=(height, width)"
+        )
+    if len(target) != 2 or min(target) < 1:
+        raise ValueError(f"size: expected (height, width), got {tuple(target)}")
+    if own is not None and own != target:
+        raise ValueError(f"size: expected the label's height and width {tuple(own)}, got {tuple(target)}")
+    for name, tensor in (("logits", logits), ("label", label.logits if isinstance(label, TeacherLabel) else logits)):
+        if tensor.shape[-2] > target[0] or tensor.shape[-1] > target[1]:
+            raise ValueError(
+                f"upsample: expected {name} of at most the target's height and width {tuple(target)}, got "
+                f"{describe(tensor)}; pad images and labels, with ignore_index, before the network"
+            )
+    return target[0], target[1]
+
+
 def _counts_channels(label: Label, mask: Tensor | None, shape: torch.Size) -> bool:
     """Whether pixels are counted for each channel apart."""
     maps = isinstance(label, (HardLabel, SmoothedLabel)) and label.index.ndim == len(shape)
@@ -202,6 +253,9 @@ def region_statistics(
     activation: Activation = "softmax",
     temperature: float = 1.0,
     gradient: Gradient = "exact",
+    upsample: Upsample = None,
+    align_corners: bool = False,
+    size: Sequence[int] | None = None,
     want: Collection[str] = FIELDS,
     backend: Backend = "auto",
 ) -> RegionStatistics:
@@ -225,6 +279,10 @@ def region_statistics(
         gradient: ``"error_scaled"`` multiplies the derivative of all but ``cross_entropy`` with respect to p by
             ``|p - y|``, against over-confidence (Lux et al., Beyond scalar losses: calibrating segmentation models via
             gradient vector field surgery, MIDL 2026, PMLR 315); ``"exact"`` leaves it.
+        upsample: ``"bilinear"``: the logits ``(B, C, h, w)``, and a teacher's, may have a lower resolution than the
+            label. They are interpolated before the softmax, a part at a time, and never stored at full resolution.
+        align_corners: as in :func:`torch.nn.functional.interpolate`.
+        size: ``(H, W)`` to interpolate to; None takes the label's, or the mask's if the label is a teacher's.
         want: the names of the statistics to compute.
         backend: ``"auto"``, ``"chunked"`` (constant extra memory) or ``"reference"`` (plain autograd).
 
@@ -241,12 +299,19 @@ def region_statistics(
         >>> statistics.prediction, statistics.overlap
         (tensor([[2., 2.]]), tensor([[1.5000, 0.5000]]))
     """
-    check_options(activation, temperature, gradient, ignore_index, backend)
+    check_options(activation, temperature, gradient, ignore_index, upsample, backend)
     for name in want:
         _one_of("want", name, FIELDS)
     _expect_logits(logits, activation)
-    fitted = as_label(label, logits.shape, activation)
-    mask = _expect_mask(mask, logits.shape, activation)
+    shape, teacher_shape = logits.shape, logits.shape
+    if upsample is not None and isinstance(label, (Tensor, Label)):
+        shape = torch.Size((*logits.shape[:2], *_target_size(logits, label, mask, size)))
+        if isinstance(label, TeacherLabel) and label.logits.ndim == 4:
+            teacher_shape = torch.Size((*logits.shape[:2], *label.logits.shape[2:]))
+    elif size is not None:
+        raise ValueError(f"size: {tuple(size)} is for interpolation; pass upsample='bilinear' with it")
+    fitted = as_label(label, teacher_shape if isinstance(label, TeacherLabel) else shape, activation)
+    mask = _expect_mask(mask, shape, activation)
     for name, tensor in (*(("label", held) for held in fitted.tensors().values()), ("mask", mask)):
         if tensor is not None and tensor.device != logits.device:
             raise ValueError(f"{name}: expected on the logits' device {logits.device}, got it on {tensor.device}")
@@ -256,8 +321,10 @@ def region_statistics(
         temperature=float(temperature),
         error_scaled=gradient == "error_scaled",
         want=tuple(name for name in FIELDS if name in want),
-        per_channel=_counts_channels(fitted, mask, logits.shape),
+        per_channel=_counts_channels(fitted, mask, shape),
         check=logits.device.type == "cpu" and not torch.compiler.is_compiling(),
+        size=(shape[2], shape[3]) if not logits.shape == teacher_shape == shape else None,
+        align_corners=align_corners,
     )
     sums = _BACKENDS[backend](logits, fitted, mask, options)
     if "pixels" in sums and not options.per_channel:
