@@ -16,7 +16,7 @@ from torch import Tensor
 from softjaccard.labels.checks import describe, is_integer
 from softjaccard.metrics.counts import image_counts
 from softjaccard.metrics.table import CountsTable
-from softjaccard.statistics.reducer import Per, reduce_classes, weighted_mean
+from softjaccard.statistics.reducer import Per, reduce_classes
 
 ActiveRule: TypeAlias = Literal["present", "predicted", "either", "all"]
 Classes: TypeAlias = ActiveRule | Sequence[int] | None
@@ -75,8 +75,7 @@ class Score:
         if not self.worst:
             return reduce_classes(values, active, self.per)
         if self.per == "image":
-            images, some = weighted_mean(values, active.to(values.dtype), 1)
-            values, active = images.unsqueeze(1), some.unsqueeze(1)
+            values, active = _means(values, active, 1).unsqueeze(1), active.any(1, keepdim=True)
         return reduce_classes(_lowest(values, active, self.worst), active.any(0, keepdim=True), "dataset")
 
     def of(self, counts: Tensor) -> Tensor:
@@ -124,6 +123,15 @@ def active_classes(counts: Tensor, classes: ActiveRule | Sequence[int]) -> Tenso
     listed = torch.zeros(counts.shape[-2], dtype=torch.bool, device=counts.device)
     listed[list(classes)] = True
     return counted & listed
+
+
+def _means(values: Tensor, active: Tensor, dim: int) -> Tensor:
+    """Means of the active values ``(N, C)`` along a dimension; 0 where there is none."""
+
+    def mean(some: Tensor, of_these: Tensor) -> Tensor:
+        return reduce_classes(some.unsqueeze(0), of_these.unsqueeze(0), "dataset")
+
+    return torch.vmap(mean, in_dims=1 - dim)(values, active)
 
 
 def _lowest(values: Tensor, active: Tensor, quantiles: Sequence[float]) -> Tensor:
@@ -196,8 +204,7 @@ def fine_grained_iou(
     for family in FAMILIES:
         for per in ("D", "C"):
             values, active = Score.parse(f"m{family}_{per}", counts.shape[1], classes, binary).terms(counts)
-            by_class, seen = weighted_mean(values, active.to(values.dtype), 0)
-            scores |= {f"{family}_{per}": by_class, f"active_{per}": seen}
+            scores |= {f"{family}_{per}": _means(values, active, 0), f"active_{per}": active.any(0)}
     return scores
 
 
