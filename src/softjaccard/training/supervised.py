@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric
 from softjaccard.data.module import Batch
 from softjaccard.errors import InputError
 from softjaccard.losses.base import StatisticsLoss
-from softjaccard.metrics import CalibrationError, FineGrainedIoU, fine_grained_iou, image_counts
+from softjaccard.metrics import CalibrationError, FineGrainedIoU, image_counts, table_score
 from softjaccard.models import create_model
 from softjaccard.statistics import class_map
 from softjaccard.training.optimisation import OptimiserSettings, build_optimiser, build_schedule
@@ -132,7 +132,7 @@ class SupervisedSegmentation(LightningModule):
                     f"The loss is {loss.item()} at step {self.global_step}; "
                     "a lower model.optimiser.learning_rate may help."
                 )
-            score = fine_grained_iou(self._training_counts[None])["mIoU_D"]
+            score = table_score(self._training_counts[None], "mIoU_D")
             self.log("train/mIoU_D", score.float(), prog_bar=True)
         return loss
 
@@ -186,7 +186,7 @@ class SupervisedSegmentation(LightningModule):
         loss = self._loss(logits, batch["label"])
         logits = _interpolate(logits, batch["label"])
         with _users_error(stage):
-            self.evaluation_iou.update(logits, batch["label"])
+            self.evaluation_iou.update(logits, batch["label"], image_ids=batch.get("index"))
             self.calibration.update(logits, batch["label"])
         self.evaluation_loss.update(loss, len(logits))
 
