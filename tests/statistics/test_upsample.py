@@ -282,13 +282,3 @@ def test_class_map_is_the_argmax_of_the_interpolation(
     assert sj.statistics.class_map(logits, target)[0, 0, 0] == 1
     with pytest.raises(ValueError, match="at most the target's height and width"):
         sj.statistics.class_map(torch.zeros(1, 2, 4, 4), (4, 3))
-
-
-def test_compiled_whole(small_tiles: None) -> None:
-    case = low_case("hard_usual", (3, 4), (12, 16), dtype=torch.float32)
-    loss = sj.CompoundLoss(sj.JaccardLoss(upsample="bilinear"))
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    value = compiled(case.logits, case.label)
-    oracle.close(value, loss(case.logits, case.label), 1e-6)
-    slope = oracle.gradient_of(value, case.logits)
-    oracle.close(slope, oracle.gradient_of(loss(case.logits, case.label), case.logits), 1e-6)

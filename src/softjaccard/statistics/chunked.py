@@ -1,31 +1,27 @@
 """The backend with constant extra memory: a tile of pixels at a time, on any device.
 
 The forward pass sums up tiles and keeps nothing; the backward pass computes each tile's probabilities again and writes
-the gradient of its logits. Both are opaque operators, so that torch.compile leaves them whole.
+the gradient of its logits.
 
 Under softmax, the usual case, a tile is worked on in memory that its thread keeps for the next one.
 """
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from softjaccard.labels.checks import ValueCheck, describe
+from softjaccard.labels.checks import ValueCheck
 from softjaccard.labels.kinds import (
-    Activation,
-    DenseLabel,
     HardLabel,
     Label,
     LabelOptions,
-    RaterLabel,
     Resolved,
-    SmoothedLabel,
     TeacherLabel,
     class_ids,
     probabilities,
 )
+from softjaccard.statistics.operators import DIFFERENTIABLE, make_backend
 from softjaccard.statistics.pixels import (
     FIELDS,
     SMALLEST_PROBABILITY,
@@ -41,8 +37,6 @@ from softjaccard.statistics.tiles import Interpolation, Tile, Tiles, Workspace
 
 #: What a hard label under softmax yields without a dense tile of it.
 _HARD_FIELDS = frozenset(FIELDS) - {"prediction_square", "prediction_peak"}
-#: The statistics through which a gradient flows.
-_DIFFERENTIABLE = ("prediction", "overlap", "cross_entropy", "product", "prediction_square")
 _SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
@@ -236,92 +230,24 @@ def _gradient_maps(pixels: Pixels, gradients: dict[str, Tensor], options: Option
     return gradient if weight is None else gradient.mul_(weight)
 
 
-# --- The operators ----------------------------------------------------------------------------------------------------
-
-# An operator takes tensors and plain values only; labels and options are packed for it.
-_ARGUMENTS = (
-    "Tensor logits, str kind, Tensor label, Tensor? extra, float number, Tensor? mask, int ignore_index, "
-    "str activation, float temperature, bool error_scaled, str want, bool per_channel, bool check, SymInt[]? size, "
-    "bool align_corners"
-)
-_Packed = tuple[str, Tensor, Tensor | None, float]
-
-
-def _pack_label(label: Label, temperature: float) -> _Packed:
-    match label:
-        case HardLabel(index):
-            return "hard", index, None, 0.0
-        case DenseLabel(probability):
-            return "dense", probability, None, 0.0
-        case SmoothedLabel(index, epsilon, where):
-            return "smoothed", index, where, float(epsilon)
-        case TeacherLabel(logits, own):
-            return "teacher", logits, None, float(temperature if own is None else own)
-        case RaterLabel(votes, weights):
-            return "raters", votes, weights, 0.0
-    raise TypeError(f"label: the chunked backend knows no {type(label).__name__}; use backend='reference'")
-
-
-def _unpack_label(kind: str, label: Tensor, extra: Tensor | None, number: float) -> Label:
-    match kind:
-        case "hard":
-            return HardLabel(label)
-        case "dense":
-            return DenseLabel(label)
-        case "smoothed":
-            return SmoothedLabel(label, number, extra)
-        case "teacher":
-            return TeacherLabel(label, number)
-        case _:
-            return RaterLabel(label, extra)
-
-
-def _unpack(
-    kind: str,
-    label: Tensor,
-    extra: Tensor | None,
-    number: float,
-    mask: Tensor | None,
-    ignore_index: int,
-    activation: str,
-    temperature: float,
-    error_scaled: bool,
-    want: str,
-    per_channel: bool,
-    check: bool,
-    size: list[int] | None,
-    align_corners: bool,
-) -> tuple[Label, Tensor | None, Options]:
-    names: dict[str, Activation] = {"softmax": "softmax", "sigmoid": "sigmoid", "none": None}
-    options = Options(
-        ignore_index=ignore_index,
-        activation=names[activation],
-        temperature=temperature,
-        error_scaled=error_scaled,
-        want=tuple(want.split(",")),
-        per_channel=per_channel,
-        check=check,
-        size=None if size is None else (size[0], size[1]),
-        align_corners=align_corners,
-    )
-    unpacked = _unpack_label(kind, label, extra, number)
-    if isinstance(unpacked, HardLabel) and options.activation == "softmax" and _HARD_FIELDS.issuperset(options.want):
-        unpacked = _ClassIds(unpacked.index)
-    return unpacked, mask, options
+# --- One call ---------------------------------------------------------------------------------------------------------
 
 
 class _Work:
     """One call's tiles, label, mask and options, made ready."""
 
-    def __init__(self, logits: Tensor, arguments: tuple[object, ...]) -> None:
-        self.label, self.mask, self.options = _unpack(*arguments)  # type: ignore[arg-type]
-        self.tiles = Tiles(logits, self.options)
-        self.hard = isinstance(self.label, _ClassIds)
+    def __init__(self, logits: Tensor, label: Label, mask: Tensor | None, options: Options) -> None:
+        self.tiles, self.mask = Tiles(logits, options), mask
+        self.hard = (
+            isinstance(label, HardLabel) and options.activation == "softmax" and _HARD_FIELDS.issuperset(options.want)
+        )
         self.teacher = None
-        if isinstance(self.label, TeacherLabel) and self.tiles.interpolation is not None:
-            self.teacher = Interpolation(self.label.logits, self.options, self.tiles.interpolation.order)
-        # The tiles divide by the temperature, and a packed teacher has one of its own.
-        self.options = replace(self.options, temperature=1.0)
+        if isinstance(label, TeacherLabel):
+            label = replace(label, temperature=label.temperature or options.temperature)
+            if self.tiles.interpolation is not None:
+                self.teacher = Interpolation(label.logits, options, self.tiles.interpolation.order)
+        self.label = _ClassIds(label.index) if self.hard and isinstance(label, HardLabel) else label
+        self.options = replace(options, temperature=1.0)  # the tiles divide by it
 
     def pixels(self, tile: Tile, workspace: Workspace) -> Pixels:
         teacher = self.teacher
@@ -334,9 +260,9 @@ class _Work:
         return resolve_pixels(self.tiles.values(tile, workspace), label, mask, self.options, overwrite=True)
 
 
-def _region_sums(logits: Tensor, *arguments: object) -> Tensor:
+def _sums(logits: Tensor, label: Label, mask: Tensor | None, options: Options) -> Tensor:
     """The sums named in ``want``, ``(len(want), B, C)``."""
-    call = _Work(logits, arguments)
+    call = _Work(logits, label, mask, options)
     options = replace(call.options, error_scaled=False)  # the value is the same; only the backward pass differs
     dtype = sum_dtype(logits.dtype)
     # Sums of many tiles are added in float64, which MPS lacks.
@@ -364,19 +290,17 @@ def _region_sums(logits: Tensor, *arguments: object) -> Tensor:
     return sums.to(dtype)
 
 
-def _region_gradient(gradient: Tensor, logits: Tensor, *arguments: object) -> Tensor:
+def _gradient(upstream: Tensor, logits: Tensor, label: Label, mask: Tensor | None, options: Options) -> Tensor:
     """The gradient of the logits from the gradient ``(len(want), B, C)`` of the sums."""
-    call = _Work(logits, arguments)
+    call = _Work(logits, label, mask, options)
+    zero = torch.zeros_like(upstream[0])
+    by_name = dict.fromkeys(DIFFERENTIABLE, zero) | dict(zip(options.want, upstream / options.temperature, strict=True))
     tiles, options = call.tiles, call.options
-    zero = torch.zeros_like(gradient[0])
-    by_name = dict.fromkeys(_DIFFERENTIABLE, zero) | dict(
-        zip(options.want, gradient / tiles.options.temperature, strict=True)
-    )
     result = torch.empty_like(logits) if tiles.interpolation is None else torch.zeros_like(logits, dtype=zero.dtype)
 
     def work(tile: Tile, workspace: Workspace) -> tuple[slice, Tensor] | None:
         pixels = call.pixels(tile, workspace)
-        part = {name: by_name[name][tile[0]] for name in _DIFFERENTIABLE}
+        part = {name: by_name[name][tile[0]] for name in DIFFERENTIABLE}
         target = tiles.target(result, tile)
         if options.activation == "softmax":
             found = _gradient_softmax(pixels, part, options, workspace, target, call.hard)
@@ -392,66 +316,4 @@ def _region_gradient(gradient: Tensor, logits: Tensor, *arguments: object) -> Te
     return result.to(logits.dtype)
 
 
-_sums_operator = torch.library.custom_op(
-    "softjaccard::region_sums", _region_sums, mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor"
-)
-_gradient_operator = torch.library.custom_op(
-    "softjaccard::region_gradient",
-    _region_gradient,
-    mutates_args=(),
-    schema=f"(Tensor gradient, {_ARGUMENTS}) -> Tensor",
-)
-
-
-def _fake_sums(logits: Tensor, *arguments: object) -> Tensor:
-    want = str(arguments[9]).split(",")
-    return logits.new_empty((len(want), *logits.shape[:2]), dtype=sum_dtype(logits.dtype))
-
-
-def _save(ctx: Any, inputs: tuple[object, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in inputs))
-    ctx.plain = [None if isinstance(value, Tensor) else value for value in inputs]
-
-
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    tensors, plain = ctx.saved_tensors, ctx.plain
-    inputs = [value if tensor is None else tensor for tensor, value in zip(tensors, plain, strict=True)]
-    return _gradient_operator(gradient, *inputs), *(None,) * (len(inputs) - 1)
-
-
-def _no_double_backward(ctx: Any, gradient: Tensor) -> None:
-    raise RuntimeError("the chunked backend gives no double backward; use backend='reference'")
-
-
-_sums_operator.register_fake(_fake_sums)
-_gradient_operator.register_fake(lambda gradient, logits, *arguments: torch.empty_like(logits))
-_sums_operator.register_autograd(_backward, setup_context=_save)
-_gradient_operator.register_autograd(_no_double_backward)
-
-
-def chunked(logits: Tensor, label: Label, mask: Tensor | None, options: Options) -> dict[str, Tensor]:
-    """The sums ``(B, C)`` in ``options.want``; ``mask`` is ``(B, 1 or C, *spatial)``."""
-    if not options.want:
-        return {}
-    for name, tensors in (("label", [*label.tensors().values()]), ("mask", [] if mask is None else [mask])):
-        if any(tensor.requires_grad for tensor in tensors):
-            raise ValueError(
-                f"{name}: {describe(tensors[0])} requires grad, but this backend gives gradients to the logits only; "
-                "detach it (or evaluate the teacher under torch.no_grad()), or use backend='reference'"
-            )
-    sums = _sums_operator(
-        logits,
-        *_pack_label(label, options.temperature),
-        mask,
-        options.ignore_index,
-        options.activation or "none",
-        options.temperature,
-        options.error_scaled,
-        ",".join(options.want),
-        options.per_channel,
-        options.check,
-        options.size,
-        options.align_corners,
-    )
-    differentiable = dict(zip(options.want, sums, strict=True))
-    return {name: value if name in _DIFFERENTIABLE else value.detach() for name, value in differentiable.items()}
+chunked = make_backend("chunked", _sums, _gradient)
