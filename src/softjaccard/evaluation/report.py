@@ -1,0 +1,330 @@
+"""The command ``softjaccard report``: what tests of one or more runs found, as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import softjaccard
+from softjaccard.errors import InputError
+from softjaccard.evaluation.charts import Line, interval_mark, line_chart, reliability_diagram
+from softjaccard.evaluation.markup import Markup, join, tag
+from softjaccard.evaluation.results import IMAGE_SCORES, EvaluationResult, Picture, image_scores
+from softjaccard.files import write_text
+from softjaccard.metrics.bootstrap import Interval, bootstrap_interval, paired_bootstrap
+
+#: Colours of the runs: Okabe and Ito's, in an order in which neighbours differ most; a ninth run begins anew.
+RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C", "#B8A800")
+_WRONG = (213, 94, 0)
+_UNLABELLED = (0, 0, 0)
+_MOST_CLASSES = 40
+"""More would make a confusion matrix that nobody reads."""
+_MOST_POINTS = 300
+"""Of a curve; more are averaged, because a chart has no more pixels."""
+
+_MEANINGS = {
+    "mIoU_D": "IoU of each class over all images together, mean over classes",
+    "mIoU_I": "IoU of each class in each image, mean over the image's classes, then over images",
+    "mIoU_C": "IoU of each class in each image, mean over the class's images, then over classes",
+    "ECE": "mean distance between confidence and share of hits; less is better",
+    "loss": "mean over test batches",
+}
+_CURVES = {"loss": ("Loss", 1), "mIoU_D": ("mIoU_D, %", 100), "ECE": ("ECE, %", 100)}
+_IMAGE_SCORES = {"IoU": "IoU, mean over the image's classes", "Acc": "share of pixels that are right"}
+
+
+@dataclass(frozen=True)
+class _Run:
+    name: str
+    colour: str
+    result: EvaluationResult
+    history: Mapping[str, list[tuple[float, float]]] | None
+    """(step, value) by column of metrics.csv; None without that file."""
+
+
+def write_report(folders: Sequence[Path], output: Path) -> None:
+    """Write one HTML file about one or more runs that have been tested.
+
+    Args:
+        folders: The runs' folders. The first one is what the others are compared with.
+        output: The HTML file; its folder is made if need be.
+
+    Raises:
+        InputError: If a run has no test result, one of its files is damaged, or the output cannot be written.
+    """
+    runs = [
+        _Run(name, RUN_COLOURS[number % len(RUN_COLOURS)], _read_result(folder), _read_history(folder / "metrics.csv"))
+        for number, (name, folder) in enumerate(zip(_names(folders), folders, strict=True))
+    ]
+    page = _page(runs)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_text(output, page)
+    except OSError as error:
+        raise InputError(f"--output: {output} cannot be written: {error.strerror}.") from error
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Return the folders' own names, or their paths where names would be the same."""
+    short = [folder.resolve().name for folder in folders]
+    return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
+
+
+def _read_result(folder: Path) -> EvaluationResult:
+    if not folder.is_dir():
+        raise InputError(f"There is no run in {folder}.")
+    path = folder / "evaluation" / "test"
+    if not path.is_dir():
+        raise InputError(f"{folder} has no test result: run `softjaccard test {folder}` first.")
+    return EvaluationResult.load(path)
+
+
+def _read_history(path: Path) -> dict[str, list[tuple[float, float]]] | None:
+    if not path.is_file():
+        return None
+    history: dict[str, list[tuple[float, float]]] = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if value:
+                        history.setdefault(name, []).append((float(row["step"]), float(value)))
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as the log of a training: {error}") from error
+    return history
+
+
+def _page(runs: Sequence[_Run]) -> Markup:
+    sections = {
+        "Scores": _scores(runs),
+        "Differences": _differences(runs) if len(runs) > 1 else None,
+        "IoU of each class": _class_bars(runs),
+        "Training": _curves(runs),
+        "Calibration": _calibration(runs),
+        "Confusion": _confusion(runs),
+        "Worst images": _worst(runs),
+    }
+    shown = {title: body for title, body in sections.items() if body is not None}
+    anchors = {title: title.lower().replace(" ", "-") for title in shown}
+    title = f"Test of {', '.join(run.name for run in runs)}"
+    style = Markup((files("softjaccard.evaluation") / "report.css").read_text(encoding="utf-8"))
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        # Nothing may be loaded from elsewhere, and nothing run, whatever the data hold.
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", title),
+        tag("style", style),
+    )
+    links = [tag("a", title, href=f"#{anchor}") for title, anchor in anchors.items()]
+    body = tag(
+        "body",
+        tag("header", tag("h1", title), _overview(runs), tag("nav", *links, aria_label="Sections")),
+        tag("main", *(tag("section", tag("h2", t), shown[t], id=anchor) for t, anchor in anchors.items())),
+        tag("footer", f"Made by softjaccard {softjaccard.__version__}. This file needs no network and runs no script."),
+    )
+    return join(Markup("<!DOCTYPE html>\n"), tag("html", head, body, lang="en"), "\n")
+
+
+def _overview(runs: Sequence[_Run]) -> Markup:
+    """Return the table of what was tested."""
+    rows = [
+        tag(
+            "tr",
+            tag("th", _swatch(run.colour), run.name, scope="row"),
+            tag("td", f"{len(run.result.images)} {run.result.split} images, {len(run.result.classes)} classes"),
+            tag("td", f"{Path(run.result.checkpoint).name}, epoch {run.result.epoch + 1}, step {run.result.step}"),
+            tag("td", run.result.seed),
+            tag("td", ", ".join(f"{name} {version}" for name, version in run.result.versions.items()), class_="muted"),
+        )
+        for run in runs
+    ]
+    return _table(["Run", "Tested on", "Checkpoint", "Seed", "Versions"], rows)
+
+
+def _scores(runs: Sequence[_Run]) -> Markup:
+    names = list(dict.fromkeys(name for run in runs for name in run.result.scores if "/" not in name))
+    intervals = [_intervals(run.result) for run in runs]
+    rows = []
+    for name in names:
+        cells = []
+        for run, interval in zip(runs, intervals, strict=True):
+            value = run.result.scores.get(name)
+            text = None if value is None else tag("b", _shown(name, value))
+            cells.append(tag("td", text or "not measured", _range(name, interval.get(name)), class_="number"))
+        rows.append(tag("tr", tag("th", _label(name), _small(_MEANINGS.get(name)), scope="row"), *cells))
+    note = "In percent, except the loss. Below a score is its 95 % interval, from resampling the test images."
+    return join(tag("p", note, class_="muted"), _table(["Score", *_run_heads(runs)], rows))
+
+
+def _class_bars(runs: Sequence[_Run]) -> Markup:
+    parts = []
+    for members in _groups(runs, lambda run: run.result.classes):
+        first = members[0].result
+        rows = [
+            tag(
+                "tr",
+                tag("th", _swatch(_hex(colour)), name, scope="row"),
+                tag("td", *(_class_bar(run, name) for run in members)),
+            )
+            for name, colour in zip(first.classes, first.colours, strict=True)
+        ]
+        parts += [_run_legend(members), tag("table", tag("tbody", *rows), class_="bars")]
+    note = "IoU_D in percent: counts of all images together. Runs are in the order of the legend."
+    return join(tag("p", note, class_="muted"), *parts)
+
+
+def _class_bar(run: _Run, name: str) -> Markup:
+    value = run.result.scores.get(f"IoU_D/{name}")
+    if value is None:
+        return tag("div", "neither labelled nor predicted", class_="bar muted")
+    style = f"--share: {value:.4f}; background: {run.colour}"
+    title = f"{run.name}, {name}: {100 * value:.1f} %"
+    return tag("div", tag("i", style=style), f"{100 * value:.1f}", class_="bar", title=title)
+
+
+def _curves(runs: Sequence[_Run]) -> Markup:
+    missing = [run.name for run in runs if run.history is None]
+    figures = []
+    for name, (caption, factor) in _CURVES.items():
+        lines = [
+            Line(f"{run.name}, {stage}", run.colour, _thinned(points, factor), faint=stage == "train")
+            for run in runs
+            for stage in ("train", "val")
+            if (points := (run.history or {}).get(f"{stage}/{name}"))
+        ]
+        if lines:
+            description = f"{caption} over the steps of the training: {', '.join(line.name for line in lines)}"
+            figures.append(tag("figure", tag("figcaption", caption), line_chart(lines, description, across="step")))
+    note = f"No metrics.csv, so no curves: {', '.join(missing)}." if missing else None
+    if not figures:
+        return tag("p", note or "The logs hold no values.")
+    keys = [("key", "validation"), ("key faint", "training, with augmentation, while the weights change")]
+    legend = _legend([*((_swatch(run.colour), run.name) for run in runs if run.history),
+                      *((tag("span", class_=kind), text) for kind, text in keys)])  # fmt: skip
+    return join(note and tag("p", note), legend, tag("div", *figures, class_="figures"))
+
+
+def _thinned(points: Sequence[tuple[float, float]], factor: float) -> list[tuple[float, float]]:
+    """Return finite points, times a factor, as means of neighbours if there are too many."""
+    finite = np.array([point for point in points if np.isfinite(point).all()]).reshape(-1, 2)
+    parts = np.array_split(finite, min(len(finite), _MOST_POINTS)) if len(finite) else []
+    return [(float(part[:, 0].mean()), factor * float(part[:, 1].mean())) for part in parts]
+
+
+def _calibration(runs: Sequence[_Run]) -> Markup:
+    figures = []
+    for run in runs:
+        sums = run.result.calibration.sum(0)
+        says = f"Reliability of {run.name}: share of hits by confidence"
+        chart = reliability_diagram(sums, run.colour, says) if sums[0].sum() else tag("p", "No pixel counts.")
+        score = f"ECE {_shown('ECE', run.result.scores['ECE'])} %" if "ECE" in run.result.scores else None
+        figures.append(tag("figure", tag("figcaption", _swatch(run.colour), run.name, _small(score)), chart))
+    legend = _legend([
+        (tag("span", class_="key dot"), "mean confidence and share of hits of a bin"),
+        (tag("span", class_="key ideal"), "confidence = hits; bars below it are over-confident"),
+    ])  # fmt: skip
+    note = (
+        "How often the predicted class is right, in bins of its probability; below, the share of the pixels in each bin."
+    )
+    return join(tag("p", note, class_="muted"), legend, tag("div", *figures, class_="figures"))
+
+
+def _confusion(runs: Sequence[_Run]) -> Markup:
+    note = (
+        "Where the pixels of each class (row) went (column), in percent of the row; hover over a cell for its pixels. "
+        "Cells under half a percent are left blank."
+    )
+    figures = [
+        tag("figure", tag("figcaption", _swatch(run.colour), run.name), *_matrix(run.result)) for run in runs
+    ]
+    return join(tag("p", note, class_="muted"), tag("div", *figures, class_="matrices"))
+
+
+def _matrix(result: EvaluationResult) -> list[Markup]:
+    counts = result.confusion
+    kept = list(range(len(counts)))
+    left_out = None
+    if len(kept) > _MOST_CLASSES:
+        kept = sorted(counts.sum(1).argsort(descending=True)[:_MOST_CLASSES].tolist())
+        left_out = _small(f"The {_MOST_CLASSES} most frequent of {len(counts)} classes; shares are of all pixels.")
+    names = [result.classes[index] for index in kept]
+    swatches = [_swatch(_hex(result.colours[index])) for index in kept]
+    head = [tag("th", tag("span", name), scope="col") for name in names]
+    rows = []
+    for index, name, swatch in zip(kept, names, swatches, strict=True):
+        total = int(counts[index].sum())
+        cells = [_cell(int(counts[index, column]), total, name, result.classes[column]) for column in kept]
+        rows.append(tag("tr", tag("th", name, " ", swatch, scope="row"), *cells))
+    table = tag("table", tag("thead", tag("tr", tag("td"), *head)), tag("tbody", *rows), class_="confusion")
+    return [left_out or Markup(), tag("div", table, class_="scroll", tabindex=0)]
+
+
+def _cell(count: int, total: int, label: str, prediction: str) -> Markup:
+    share = count / total if total else 0.0
+    of = f"{100 * share:.1f} % of {label}" if total else f"no pixel is labelled {label}"
+    kinds = [name for name, holds in (("full", share > 0.55), ("diagonal", label == prediction)) if holds]
+    return tag(
+        "td",
+        f"{100 * share:.0f}" if share >= 0.005 else None,
+        title=f"label {label}, predicted {prediction}: {count} pixels, {of}",
+        style=f"--share: {share:.3f}" if share >= 0.0005 else None,
+        class_=" ".join(kinds) or None,
+    )
+
+
+def _worst(runs: Sequence[_Run]) -> Markup:
+    note = "The images with the lowest score of their own, lowest first."
+    parts = [tag("p", note, class_="muted")]
+    for number, run in enumerate(runs):
+        result = run.result
+        scores = image_scores(result.counts)
+        swatches = [(_swatch(_hex(c)), name) for name, c in zip(result.classes, result.colours, strict=True)]
+        marks = [(_swatch(_hex(_UNLABELLED)), "not labelled"), (_swatch(_hex(_WRONG)), "wrong")]
+        body = [_legend([*swatches, *marks])]
+        for name, rows in result.worst.items():
+            figures = [_card(result, row, f"{100 * scores[name][row].item():.1f} %") for row in rows]
+            body += [tag("h3", f"By {name}: {_IMAGE_SCORES[name]}"), tag("div", *figures, class_="gallery")]
+        if not result.worst:
+            body = [tag("p", "No pictures were stored.")]
+        summary = tag("summary", _swatch(run.colour), run.name)
+        parts.append(tag("details", summary, *body, open="" if number == 0 else None))
+    return join(*parts)
+
+
+def _card(result: EvaluationResult, row: int, score: str) -> Markup:
+    name = result.images[row]
+    panels = [
+        tag("div", tag("img", src=source, alt=f"{what} of {name}", loading="lazy"), what)
+        for what, source in _panels(result.pictures[row], result.colours).items()
+    ]
+    return tag("figure", tag("figcaption", name, ": ", score), tag("div", *panels, class_="panels"))
+
+
+def _panels(picture: Picture, colours: Sequence[tuple[int, int, int]]) -> dict[str, str]:
+    """Return the image, label, prediction and errors as data that an HTML page holds itself."""
+    label, prediction = (
+        np.array(Image.open(io.BytesIO(data))).astype(np.int64) for data in (picture.label, picture.prediction)
+    )
+    palette = np.array([*colours, _UNLABELLED], dtype=np.uint8)
+    errors = np.array(Image.open(io.BytesIO(picture.image)).convert("L").convert("RGB"), dtype=np.float64)
+    unlabelled, wrong = label == len(colours), label != prediction
+    errors[wrong] = 0.25 * errors[wrong] + 0.75 * np.array(_WRONG)
+    errors[unlabelled] = _UNLABELLED
+    return {
+        "image": _data("jpeg", picture.image),
+        "label": _data("png", _png(palette[label])),
+        "prediction": _data("png", _png(palette[prediction])),
+        "errors": _data("jpeg", _encoded(Image.fromarray(errors.astype(np.uint8)), "JPEG", quality=80, subsampling=0)),
+    }
