@@ -173,6 +173,28 @@ class EvaluationResult:
             raise InputError(f"{path} and the files beside it do not fit together: {error}. {_AGAIN}") from error
 
 
+def image_scores(counts: Tensor) -> dict[str, Tensor]:
+    """Return the scores of each image by itself, by which the worst are found.
+
+    Args:
+        counts: (N, C, 3): tp, fp and fn.
+
+    Returns:
+        Float64 (N,), fractions; NaN for an image without labelled pixels:
+
+        - ``IoU``: mean over the classes in the image's label; their mean is mIoU_I;
+        - ``Acc``: share of the pixels that are right.
+
+    Example:
+        >>> image_scores(torch.tensor([[[8, 0, 2], [0, 2, 0]]]))
+        {'IoU': tensor([0.8000], dtype=torch.float64), 'Acc': tensor([0.8000], dtype=torch.float64)}
+    """
+    hits, labelled = counts[..., 0].double(), (counts[..., 0] + counts[..., 2]).double()
+    present = labelled > 0
+    iou = torch.where(present, hits / counts.sum(-1), 0.0)
+    return {"IoU": iou.sum(-1) / present.sum(-1), "Acc": hits.sum(-1) / labelled.sum(-1)}
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()

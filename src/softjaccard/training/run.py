@@ -23,7 +23,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse import Namespace as Config
 from jsonargparse.typing import restricted_number_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -110,7 +110,9 @@ def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None
         _say(f"Next: softjaccard test {output}{'' if (last.parent / 'best.ckpt').exists() else ' --checkpoint last'}")
 
 
-def test(output: Path, checkpoint: str, arguments: Sequence[str]) -> None:
+def test(
+    output: Path, checkpoint: str, arguments: Sequence[str], callbacks: Sequence[Callback] = ()
+) -> dict[str, Any]:
     """Test a run's network on the test split; print the scores and write them to `test.json`.
 
     Args:
@@ -118,6 +120,10 @@ def test(output: Path, checkpoint: str, arguments: Sequence[str]) -> None:
         checkpoint: "best" (the last one of a run without validation), "last", or the path of a checkpoint of the same
             network.
         arguments: Settings that differ from the run's, as on the command line.
+        callbacks: Further callbacks of the test.
+
+    Returns:
+        What `test.json` holds.
 
     Raises:
         InputError: If the run, its checkpoint or its data are missing.
@@ -142,7 +148,8 @@ def test(output: Path, checkpoint: str, arguments: Sequence[str]) -> None:
         model.load_state_dict(state["state_dict"])
     except RuntimeError as error:
         raise InputError(f"{path} does not fit the network that {saved_config} describes.") from error
-    trainer = _trainer(config, output, callbacks=progress(config.trainer.enable_progress_bar), logger=False)
+    shown = progress(config.trainer.enable_progress_bar)
+    trainer = _trainer(config, output, callbacks=[*shown, *callbacks], logger=False)
     (scores,) = trainer.test(model, data, verbose=False)
     result = {
         "scores": {name.removeprefix("test/"): value for name, value in scores.items()},
@@ -161,6 +168,7 @@ def test(output: Path, checkpoint: str, arguments: Sequence[str]) -> None:
     for name, value in result["scores"].items():
         _say(f"{name:<24}{value:8.4f}")
     _say(f"Written to {output / 'test.json'}.")
+    return result
 
 
 def build_parser() -> ArgumentParser:

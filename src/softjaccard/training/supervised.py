@@ -132,9 +132,14 @@ class SupervisedSegmentation(LightningModule):
         """Add a batch to the scores."""
         self._evaluate(batch, "val")
 
-    def test_step(self, batch: Batch, batch_index: int) -> None:
-        """Add a batch to the scores."""
-        self._evaluate(batch, "test")
+    def test_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Add a batch to the scores, and return its logits (B, C, H, W)."""
+        return self._evaluate(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Return the logits (B, C, H, W) by which a batch would be tested."""
+        logits, _ = self._logits_and_loss(batch)
+        return logits
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores."""
@@ -168,12 +173,13 @@ class SupervisedSegmentation(LightningModule):
         with _users_error("model.loss"):
             return logits, self.loss(logits, label)
 
-    def _evaluate(self, batch: Batch, stage: str) -> None:
+    def _evaluate(self, batch: Batch, stage: str) -> Tensor:
         logits, loss = self._logits_and_loss(batch)
         with _users_error(stage):
             self.evaluation_iou.update(logits, batch["label"])
             self.calibration.update(logits, batch["label"])
         self.evaluation_loss.update(loss, len(logits))
+        return logits
 
     def _log_scores(self, stage: str) -> None:
         metrics = (self.evaluation_loss, self.evaluation_iou, self.calibration)

@@ -1,0 +1,153 @@
+"""What `softjaccard test` keeps besides the scores it prints: tables of counts, and pictures of the worst images."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import ImageColor
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from softjaccard.data.module import Batch, SegmentationData, SegmentationDataset
+from softjaccard.data.transforms import IGNORE_INDEX
+from softjaccard.evaluation.figures import PALETTE
+from softjaccard.evaluation.results import EvaluationResult, Picture, image_scores
+from softjaccard.metrics import calibration_sums, image_counts
+from softjaccard.metrics.inputs import at_least_single
+
+_WORST = 8
+"""Images with pictures, for each score."""
+
+
+class EvaluationRecorder(Callback):
+    """Keeps what a test finds; for modules whose `test_step` and `predict_step` return logits of the label's size.
+
+    The tables of all devices are gathered at the end of the test, and the worst images then go through the network once
+    more, on the first device, for their pictures.
+    """
+
+    def __init__(self) -> None:
+        """See the class."""
+        self._tables: _Tables | None = None
+        self._found: dict[str, Any] = {}
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add a batch."""
+        if self._tables is None:
+            self._tables = _Tables(outputs.shape[1]).to(outputs.device)
+        self._tables.update(outputs, batch["label"], batch["index"])
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather the tables, and draw the worst images."""
+        assert self._tables is not None
+        tables = self._tables.compute()
+        if not trainer.is_global_zero:
+            return
+        data = cast(SegmentationData, trainer.datamodule)  # type: ignore[attr-defined]
+        dataset = data.datasets["test"]
+        rows = tables.pop("index").tolist()
+        names = getattr(dataset, "ids", [str(index) for index in range(len(dataset))])
+        worst = {name: _lowest(values) for name, values in image_scores(tables["counts"]).items()}
+        self._found = {
+            "split": "test",
+            "classes": tuple(dataset.classes),
+            "colours": class_colours(dataset),
+            "images": tuple(names[index] for index in rows),
+            "worst": worst,
+            **tables,
+        }
+        shown = sorted({row for some in worst.values() for row in some})
+        self._found["pictures"] = {row: _picture(trainer, pl_module, data, rows[row]) for row in shown}
+
+    def save(self, folder: Path, about: Mapping[str, Any]) -> None:
+        """Write what was found, on the first device; on the others do nothing.
+
+        Args:
+            folder: See `EvaluationResult.save`.
+            about: The fields `scores`, `checkpoint`, `epoch`, `step`, `seed` and `versions` of the result.
+        """
+        if self._found:
+            EvaluationResult(**self._found, **about).save(folder)
+
+
+def _lowest(values: Tensor) -> tuple[int, ...]:
+    """Return the rows of the lowest values, lowest first; NaN is no value."""
+    order = [row for row in values.argsort(stable=True).tolist() if not values[row].isnan()]
+    return tuple(order[:_WORST])
+
+
+def _picture(trainer: Trainer, module: LightningModule, data: SegmentationData, index: int) -> Picture:
+    """Draw one image of the test split."""
+    batch = trainer.strategy.batch_to_device(data.test_batch([index]), module.device)
+    with trainer.strategy.precision_plugin.test_step_context():
+        logits: Tensor = module.predict_step(batch, 0)
+    height, width = data.datasets["test"][index]["label"].shape  # without the padding of the batch
+    image, label, prediction = batch["image"][0], batch["label"][0], logits[0].argmax(0)
+    parts = (part[..., :height, :width] for part in (image, label, prediction))
+    return Picture.encode(*parts, num_classes=logits.shape[1])
+
+
+def class_colours(dataset: SegmentationDataset) -> tuple[tuple[int, int, int], ...]:
+    """Return a data set's own colours of its classes, or else colours that can be told apart.
+
+    Example:
+        >>> from softjaccard.data.scenes import Scenes
+        >>> class_colours(Scenes)[:2]
+        ((227, 227, 227), (230, 159, 0))
+    """
+    own = getattr(dataset, "colours", None)
+    if own is not None:
+        return tuple((int(r), int(g), int(b)) for r, g, b in own)
+    if dataset.num_classes <= len(PALETTE):
+        return tuple(cast(tuple[int, int, int], ImageColor.getrgb(colour)) for colour in PALETTE[: dataset.num_classes])
+    # Hues by steps of the golden ratio: near each other only for classes that are far apart.
+    hues = (number * 0.618034 % 1 for number in range(dataset.num_classes))
+    values = (colorsys.hsv_to_rgb(hue, 0.65, (0.95, 0.7)[number % 2]) for number, hue in enumerate(hues))
+    return tuple((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in values)
+
+
+class _Tables(Metric):
+    """Counts, confusion and calibration of every image, gathered over devices."""
+
+    full_state_update = False
+    index: list[Tensor]
+    counts: list[Tensor]
+    calibration: list[Tensor]
+    confusion: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        for name in ("index", "counts", "calibration"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+        self.add_state("confusion", default=torch.zeros(num_classes**2, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, label: Tensor, index: Tensor) -> None:
+        """Add a batch."""
+        prediction, probabilities = logits.argmax(1), torch.softmax(at_least_single(logits), 1)
+        self.index.append(index)
+        self.counts.append(image_counts(prediction, label, self.num_classes))
+        sums = [calibration_sums(p[None], y[None]) for p, y in zip(probabilities, label, strict=True)]
+        self.calibration.append(torch.stack(sums))
+        pairs = (label * self.num_classes + prediction)[label != IGNORE_INDEX]
+        self.confusion += torch.bincount(pairs, minlength=self.num_classes**2)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the tables on the CPU, in the order of the images."""
+        order = dim_zero_cat(self.index).argsort()
+        by_image = {name: dim_zero_cat(getattr(self, name))[order].cpu() for name in ("index", "counts", "calibration")}
+        return {**by_image, "confusion": self.confusion.reshape(self.num_classes, -1).cpu()}
