@@ -137,14 +137,14 @@ def reliability_diagram(sums: Tensor, colour: str, description: str) -> Markup:
 
 def interval_mark(value: float, low: float, high: float, reach: float, colour: str) -> Markup:
     """Draw a value and its interval on a scale from -reach to reach with a line at zero."""
-    axes = _Axes(6, 154, 0, 20, (-reach, 0), (reach, 1))
+    axes = _Axes(6, 114, 0, 20, (-reach, 0), (reach, 1))
     return tag(
         "svg",
-        tag("line", x1=80, y1=0, x2=80, y2=20, class_="zero"),
+        tag("line", x1=60, y1=0, x2=60, y2=20, class_="zero"),
         tag("line", x1=f"{axes.x(low):.1f}", y1=10, x2=f"{axes.x(high):.1f}", y2=10, stroke=colour, stroke_width=2),
         tag("circle", cx=f"{axes.x(value):.1f}", cy=10, r=4, fill=colour),
-        viewBox="0 0 160 20",
-        width=160,
+        viewBox="0 0 120 20",
+        width=120,
         height=20,
         aria_hidden="true",
     )

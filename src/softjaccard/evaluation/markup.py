@@ -13,7 +13,7 @@ class Markup(str):
     __slots__ = ()
 
 
-def tag(name: str, *children: object, **attributes: object) -> Markup:
+def tag(name: str, /, *children: object, **attributes: object) -> Markup:
     """Return an element.
 
     Args:
@@ -30,8 +30,9 @@ def tag(name: str, *children: object, **attributes: object) -> Markup:
         for key, value in attributes.items()
         if value is not None
     )
-    end = "" if name in _WITHOUT_END else f"</{name}>"
-    return Markup(f"<{name}{written}>{join(*children)}{end}")
+    # Written so that the page is well-formed XML, too.
+    end = "/>" if name in _WITHOUT_END else f">{join(*children)}</{name}>"
+    return Markup(f"<{name}{written}{end}")
 
 
 def join(*children: object) -> Markup:

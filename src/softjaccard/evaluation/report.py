@@ -19,8 +19,9 @@ import softjaccard
 from softjaccard.errors import InputError
 from softjaccard.evaluation.charts import Line, interval_mark, line_chart, reliability_diagram
 from softjaccard.evaluation.markup import Markup, join, tag
-from softjaccard.evaluation.results import IMAGE_SCORES, EvaluationResult, Picture, image_scores
+from softjaccard.evaluation.results import EvaluationResult, Picture, encode_image, image_scores
 from softjaccard.files import write_text
+from softjaccard.metrics import calibration_error, fine_grained_iou
 from softjaccard.metrics.bootstrap import Interval, bootstrap_interval, paired_bootstrap
 
 #: Colours of the runs: Okabe and Ito's, in an order in which neighbours differ most; a ninth run begins anew.
@@ -39,7 +40,9 @@ _MEANINGS = {
     "ECE": "mean distance between confidence and share of hits; less is better",
     "loss": "mean over test batches",
 }
-_CURVES = {"loss": ("Loss", 1), "mIoU_D": ("mIoU_D, %", 100), "ECE": ("ECE, %", 100)}
+_LESS_IS_BETTER = {"ECE", "loss"}
+_CURVES = {"loss": 1, "mIoU_D": 100, "ECE": 100}
+"""What is drawn, and the factor on it."""
 _IMAGE_SCORES = {"IoU": "IoU, mean over the image's classes", "Acc": "share of pixels that are right"}
 
 
@@ -132,7 +135,7 @@ def _page(runs: Sequence[_Run]) -> Markup:
         "body",
         tag("header", tag("h1", title), _overview(runs), tag("nav", *links, aria_label="Sections")),
         tag("main", *(tag("section", tag("h2", t), shown[t], id=anchor) for t, anchor in anchors.items())),
-        tag("footer", f"Made by softjaccard {softjaccard.__version__}. This file needs no network and runs no script."),
+        tag("footer", *_versions(runs), f"Report by softjaccard {softjaccard.__version__}; it needs no other file."),
     )
     return join(Markup("<!DOCTYPE html>\n"), tag("html", head, body, lang="en"), "\n")
 
@@ -146,11 +149,19 @@ def _overview(runs: Sequence[_Run]) -> Markup:
             tag("td", f"{len(run.result.images)} {run.result.split} images, {len(run.result.classes)} classes"),
             tag("td", f"{Path(run.result.checkpoint).name}, epoch {run.result.epoch + 1}, step {run.result.step}"),
             tag("td", run.result.seed),
-            tag("td", ", ".join(f"{name} {version}" for name, version in run.result.versions.items()), class_="muted"),
         )
         for run in runs
     ]
-    return _table(["Run", "Tested on", "Checkpoint", "Seed", "Versions"], rows)
+    return _table(["Run", "Tested on", "Checkpoint", "Seed"], rows)
+
+
+def _versions(runs: Sequence[_Run]) -> list[Markup]:
+    """Say what the runs were tested with, once for those that are alike."""
+    runs_by_versions: dict[str, list[str]] = {}
+    for run in runs:
+        versions = ", ".join(f"{name} {version}" for name, version in run.result.versions.items())
+        runs_by_versions.setdefault(versions, []).append(run.name)
+    return [tag("div", f"Tested with {what}: {', '.join(names)}.") for what, names in runs_by_versions.items()]
 
 
 def _scores(runs: Sequence[_Run]) -> Markup:
@@ -170,7 +181,7 @@ def _scores(runs: Sequence[_Run]) -> Markup:
 
 def _class_bars(runs: Sequence[_Run]) -> Markup:
     parts = []
-    for members in _groups(runs, lambda run: run.result.classes):
+    for members in _groups(runs):
         first = members[0].result
         rows = [
             tag(
@@ -197,7 +208,7 @@ def _class_bar(run: _Run, name: str) -> Markup:
 def _curves(runs: Sequence[_Run]) -> Markup:
     missing = [run.name for run in runs if run.history is None]
     figures = []
-    for name, (caption, factor) in _CURVES.items():
+    for name, factor in _CURVES.items():
         lines = [
             Line(f"{run.name}, {stage}", run.colour, _thinned(points, factor), faint=stage == "train")
             for run in runs
@@ -205,8 +216,9 @@ def _curves(runs: Sequence[_Run]) -> Markup:
             if (points := (run.history or {}).get(f"{stage}/{name}"))
         ]
         if lines:
-            description = f"{caption} over the steps of the training: {', '.join(line.name for line in lines)}"
-            figures.append(tag("figure", tag("figcaption", caption), line_chart(lines, description, across="step")))
+            description = f"{name} over the steps of the training: {', '.join(line.name for line in lines)}"
+            caption = tag("figcaption", _label(name), ", %" if factor == 100 else None)
+            figures.append(tag("figure", caption, line_chart(lines, description, across="step")))
     note = f"No metrics.csv, so no curves: {', '.join(missing)}." if missing else None
     if not figures:
         return tag("p", note or "The logs hold no values.")
@@ -306,7 +318,7 @@ def _worst(runs: Sequence[_Run]) -> Markup:
 def _card(result: EvaluationResult, row: int, score: str) -> Markup:
     name = result.images[row]
     panels = [
-        tag("div", tag("img", src=source, alt=f"{what} of {name}", loading="lazy"), what)
+        tag("div", tag("img", src=source, alt=f"{what} of {name}"), what)
         for what, source in _panels(result.pictures[row], result.colours).items()
     ]
     return tag("figure", tag("figcaption", name, ": ", score), tag("div", *panels, class_="panels"))
@@ -326,5 +338,142 @@ def _panels(picture: Picture, colours: Sequence[tuple[int, int, int]]) -> dict[s
         "image": _data("jpeg", picture.image),
         "label": _data("png", _png(palette[label])),
         "prediction": _data("png", _png(palette[prediction])),
-        "errors": _data("jpeg", _encoded(Image.fromarray(errors.astype(np.uint8)), "JPEG", quality=80, subsampling=0)),
+        "errors": _data("jpeg", encode_image(Image.fromarray(errors.astype(np.uint8)), "JPEG", quality=80, subsampling=0)),
     }
+
+
+_IOU_SCORES = ("mIoU_D", "mIoU_I", "mIoU_C")
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def _intervals(result: EvaluationResult) -> dict[str, Interval]:
+    """Return the intervals of the scores that follow from counts or bins of each image."""
+    intervals = {
+        name: bootstrap_interval(result.counts, lambda counts: fine_grained_iou(counts)[name])
+        for name in _IOU_SCORES
+    }
+    intervals["ECE"] = bootstrap_interval(result.calibration, _pooled_ece)
+    return intervals
+
+
+def _pooled_ece(sums: Tensor) -> Tensor:
+    return calibration_error(sums.sum(0))["ECE"]
+
+
+def _differences(runs: Sequence[_Run]) -> Markup:
+    first, *others = runs
+    parts = []
+    for run in others:
+        reason = _unlike(first.result, run.result)
+        title = tag("h3", _swatch(run.colour), f"{run.name} − {first.name}")
+        if reason:
+            parts.append(join(title, tag("p", f"Not compared: {reason}.")))
+            continue
+        found = _paired(first.result, run.result)
+        reach = max(abs(end) for interval in found.values() for end in (interval.low, interval.high)) or 1.0
+        rows = [_difference_row(name, interval, reach, run) for name, interval in found.items()]
+        parts.append(join(title, _table(["Score", "Difference", "Verdict", "Interval around zero"], rows)))
+    note = (
+        f"Each run less the first one, {first.name}, on the same images, in percentage points. The interval is from "
+        "resampling the test images, the same ones for both runs; it says nothing about other seeds of the training."
+    )
+    return join(tag("p", note, class_="muted"), *parts)
+
+
+def _unlike(first: EvaluationResult, second: EvaluationResult) -> str | None:
+    """Say why images cannot be compared one by one, if so."""
+    if first.classes != second.classes:
+        return "the runs have different classes"
+    if first.images != second.images:
+        common = len(set(first.images) & set(second.images))
+        return (
+            f"the runs were tested on different images ({len(first.images)} and {len(second.images)}, "
+            f"{common} of them in both)"
+        )
+    labelled = (result.counts[..., 0] + result.counts[..., 2] for result in (first, second))
+    if not torch.equal(*labelled):
+        return "the labels of the images differ, by their size or their content"
+    return None
+
+
+def _paired(first: EvaluationResult, second: EvaluationResult) -> dict[str, Interval]:
+    found = {
+        name: paired_bootstrap(second.counts, first.counts, lambda counts: fine_grained_iou(counts)[name])
+        for name in _IOU_SCORES
+    }
+    return found | {"ECE": paired_bootstrap(second.calibration, first.calibration, _pooled_ece)}
+
+
+def _difference_row(name: str, interval: Interval, reach: float, run: _Run) -> Markup:
+    value, low, high = interval
+    better = name not in _LESS_IS_BETTER
+    verdict = "not separable from zero"
+    if low > 0 or high < 0:
+        verdict = f"{'higher' if low > 0 else 'lower'}, {'better' if better == (low > 0) else 'worse'}"
+    return tag(
+        "tr",
+        tag("th", _label(name), scope="row"),
+        tag("td", tag("b", f"{100 * value:+.1f}"), _small(f"{100 * low:+.1f} to {100 * high:+.1f}"), class_="number"),
+        tag("td", verdict),
+        tag("td", interval_mark(value, low, high, reach, run.colour)),
+    )
+
+
+def _groups(runs: Sequence[_Run]) -> list[list[_Run]]:
+    """Put runs with the same classes together."""
+    groups: dict[tuple[str, ...], list[_Run]] = {}
+    for run in runs:
+        groups.setdefault(run.result.classes, []).append(run)
+    return list(groups.values())
+
+
+def _table(heads: Sequence[object], rows: Sequence[Markup]) -> Markup:
+    """Return a table that scrolls inside its own box where it is too wide."""
+    head = tag("thead", tag("tr", *(tag("th", text, scope="col") for text in heads)))
+    return tag("div", tag("table", head, tag("tbody", *rows)), class_="scroll", tabindex=0)
+
+
+def _run_heads(runs: Sequence[_Run]) -> list[Markup]:
+    return [join(_swatch(run.colour), run.name) for run in runs]
+
+
+def _run_legend(runs: Sequence[_Run]) -> Markup:
+    return _legend([(_swatch(run.colour), run.name) for run in runs])
+
+
+def _legend(entries: Iterable[tuple[Markup, str]]) -> Markup:
+    return tag("ul", *(tag("li", key, text) for key, text in entries), class_="legend")
+
+
+def _swatch(colour: str) -> Markup:
+    return tag("span", class_="swatch", style=f"background: {colour}")
+
+
+def _small(text: str | None) -> Markup | None:
+    return tag("span", text, class_="small") if text else None
+
+
+def _label(name: str) -> Markup:
+    """Write mIoU_D with its letter raised."""
+    base, _, letter = name.partition("_")
+    return join(base, tag("sup", letter)) if letter else join(name)
+
+
+def _shown(name: str, value: float) -> str:
+    return f"{value:.4f}" if name == "loss" else f"{100 * value:.1f}"
+
+
+def _range(name: str, interval: Interval | None) -> Markup | None:
+    return interval and _small(f"{_shown(name, interval.low)} to {_shown(name, interval.high)}")
+
+
+def _hex(colour: tuple[int, int, int]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    return encode_image(Image.fromarray(pixels), "PNG", optimize=True)
+
+
+def _data(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -64,10 +64,11 @@ class Picture:
             Image.fromarray(ids.cpu().numpy().astype(narrow)).resize(size, Image.Resampling.NEAREST)
             for ids in (known, prediction)
         ]
-        return cls(_encoded(scaled, "JPEG", quality=85), *(_encoded(ids, "PNG", optimize=True) for ids in maps))
+        return cls(encode_image(scaled, "JPEG", quality=85), *(encode_image(ids, "PNG", optimize=True) for ids in maps))
 
 
-def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+def encode_image(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    """Encode an image in one of Pillow's formats."""
     data = io.BytesIO()
     picture.save(data, kind, **options)
     return data.getvalue()
