@@ -69,7 +69,10 @@ def test_the_result_says_what_test_json_says(run: Path) -> None:
     assert {name: getattr(result, name) for name in record} == record
     assert result.images == tuple(f"scene {number}" for number in range(10, 15))
     assert (result.split, result.classes[1], len(result.colours)) == ("test", "disc", 5)
-    assert {name: sorted(rows) for name, rows in result.worst.items()} == {"IoU": [0, 1, 2, 3, 4], "Acc": [0, 1, 2, 3, 4]}
+    assert {name: sorted(rows) for name, rows in result.worst.items()} == {
+        "IoU": [0, 1, 2, 3, 4],
+        "Acc": [0, 1, 2, 3, 4],
+    }
 
 
 def test_pictures_are_the_images_without_padding(run: Path) -> None:

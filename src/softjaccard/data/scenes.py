@@ -81,7 +81,9 @@ class ScenesData(SegmentationData):
         super().__init__(**settings)
         ends = (0, training, training + validation, training + validation + test)
         if min(training, validation, test) < 1:
-            raise InputError(f"training, validation and test must be at least 1, but are {training}, {validation}, {test}.")
+            raise InputError(
+                f"training, validation and test must be at least 1, but are {training}, {validation}, {test}."
+            )
         self._stretches = dict(zip(("train", "val", "test"), map(range, ends, ends[1:]), strict=True))
         try:
             self._source = SyntheticScenes(ends[-1], size, seed=scenes_seed)

@@ -97,8 +97,8 @@ def _picture(trainer: Trainer, module: LightningModule, data: SegmentationData, 
         logits: Tensor = module.predict_step(batch, 0)
     height, width = data.datasets["test"][index]["label"].shape  # without the padding of the batch
     image, label, prediction = batch["image"][0], batch["label"][0], logits[0].argmax(0)
-    parts = (part[..., :height, :width] for part in (image, label, prediction))
-    return Picture.encode(*parts, num_classes=logits.shape[1])
+    image, label, prediction = (part[..., :height, :width] for part in (image, label, prediction))
+    return Picture.encode(image, label, prediction, logits.shape[1])
 
 
 def class_colours(dataset: SegmentationDataset) -> tuple[tuple[int, int, int], ...]:

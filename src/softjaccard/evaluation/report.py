@@ -1,4 +1,4 @@
-"""The command ``softjaccard report``: what tests of one or more runs found, as one HTML file that needs nothing else."""
+"""The command ``softjaccard report``: what tests of one or more runs found, in one HTML file."""
 
 from __future__ import annotations
 
@@ -247,9 +247,7 @@ def _calibration(runs: Sequence[_Run]) -> Markup:
         (tag("span", class_="key dot"), "mean confidence and share of hits of a bin"),
         (tag("span", class_="key ideal"), "confidence = hits; bars below it are over-confident"),
     ])  # fmt: skip
-    note = (
-        "How often the predicted class is right, in bins of its probability; below, the share of the pixels in each bin."
-    )
+    note = "How often the predicted class is right, by its probability; below, the share of the pixels in each bin."
     return join(tag("p", note, class_="muted"), legend, tag("div", *figures, class_="figures"))
 
 
@@ -258,9 +256,7 @@ def _confusion(runs: Sequence[_Run]) -> Markup:
         "Where the pixels of each class (row) went (column), in percent of the row; hover over a cell for its pixels. "
         "Cells under half a percent are left blank."
     )
-    figures = [
-        tag("figure", tag("figcaption", _swatch(run.colour), run.name), *_matrix(run.result)) for run in runs
-    ]
+    figures = [tag("figure", tag("figcaption", _swatch(run.colour), run.name), *_matrix(run.result)) for run in runs]
     return join(tag("p", note, class_="muted"), tag("div", *figures, class_="matrices"))
 
 
@@ -338,7 +334,9 @@ def _panels(picture: Picture, colours: Sequence[tuple[int, int, int]]) -> dict[s
         "image": _data("jpeg", picture.image),
         "label": _data("png", _png(palette[label])),
         "prediction": _data("png", _png(palette[prediction])),
-        "errors": _data("jpeg", encode_image(Image.fromarray(errors.astype(np.uint8)), "JPEG", quality=80, subsampling=0)),
+        "errors": _data(
+            "jpeg", encode_image(Image.fromarray(errors.astype(np.uint8)), "JPEG", quality=80, subsampling=0)
+        ),
     }
 
 
@@ -349,8 +347,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 def _intervals(result: EvaluationResult) -> dict[str, Interval]:
     """Return the intervals of the scores that follow from counts or bins of each image."""
     intervals = {
-        name: bootstrap_interval(result.counts, lambda counts: fine_grained_iou(counts)[name])
-        for name in _IOU_SCORES
+        name: bootstrap_interval(result.counts, lambda counts: fine_grained_iou(counts)[name]) for name in _IOU_SCORES
     }
     intervals["ECE"] = bootstrap_interval(result.calibration, _pooled_ece)
     return intervals
@@ -365,7 +362,7 @@ def _differences(runs: Sequence[_Run]) -> Markup:
     parts = []
     for run in others:
         reason = _unlike(first.result, run.result)
-        title = tag("h3", _swatch(run.colour), f"{run.name} − {first.name}")
+        title = tag("h3", _swatch(run.colour), f"{run.name} less {first.name}")
         if reason:
             parts.append(join(title, tag("p", f"Not compared: {reason}.")))
             continue

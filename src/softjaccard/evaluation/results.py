@@ -165,9 +165,8 @@ class EvaluationResult:
             plain["scores"] = {name: float(value) for name, value in plain["scores"].items()}
             plain["worst"] = {name: tuple(map(int, rows)) for name, rows in plain["worst"].items()}
             rows = {row for rows in plain["worst"].values() for row in rows}
-            tensors = _read_tensors(folder / "tensors.safetensors")
-            pictures = {row: _read_picture(folder, row) for row in sorted(rows)}
-            return cls(**plain, **tensors, pictures=pictures)
+            plain |= _read_tensors(folder / "tensors.safetensors")
+            return cls(**plain, pictures={row: _read_picture(folder, row) for row in sorted(rows)})
         except (TypeError, ValueError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise

@@ -110,9 +110,7 @@ def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None
         _say(f"Next: softjaccard test {output}{'' if (last.parent / 'best.ckpt').exists() else ' --checkpoint last'}")
 
 
-def test(
-    output: Path, checkpoint: str, arguments: Sequence[str], callbacks: Sequence[Callback] = ()
-) -> dict[str, Any]:
+def test(output: Path, checkpoint: str, arguments: Sequence[str], callbacks: Sequence[Callback]) -> dict[str, Any]:
     """Test a run's network on the test split; print the scores and write them to `test.json`.
 
     Args:
