@@ -244,7 +244,7 @@ def test_many_runs(runs: list[Path], tmp_path: Path) -> None:
     more = [make_run(tmp_path / f"run {number}", made_up(seed=number)) for number in range(10)]
     page = page_of(*runs, *more)
     assert len(rows_of(section(page, "scores"))["mIoUD"]) == 12
-    assert len(section(page, "differences").findall("h3")) == 11
+    assert len(section(page, "differences").findall(".//h3")) == 11
 
 
 def test_missing_parts_are_said(runs: list[Path], tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def _page(runs: Sequence[_Run]) -> Markup:
     }
     shown = {title: body for title, body in sections.items() if body is not None}
     anchors = {title: title.lower().replace(" ", "-") for title in shown}
-    title = f"Test of {', '.join(run.name for run in runs)}"
+    title = f"Test of {runs[0].name}" if len(runs) == 1 else f"Tests of {len(runs)} runs"
     style = Markup((files("softjaccard.evaluation") / "report.css").read_text(encoding="utf-8"))
     head = tag(
         "head",
@@ -145,7 +145,7 @@ def _overview(runs: Sequence[_Run]) -> Markup:
     rows = [
         tag(
             "tr",
-            tag("th", _swatch(run.colour), run.name, scope="row"),
+            tag("th", _swatch(run.colour), run.name, scope="row", class_="run"),
             tag("td", f"{len(run.result.images)} {run.result.split} images, {len(run.result.classes)} classes"),
             tag("td", f"{Path(run.result.checkpoint).name}, epoch {run.result.epoch + 1}, step {run.result.step}"),
             tag("td", run.result.seed),
@@ -364,17 +364,17 @@ def _differences(runs: Sequence[_Run]) -> Markup:
         reason = _unlike(first.result, run.result)
         title = tag("h3", _swatch(run.colour), f"{run.name} less {first.name}")
         if reason:
-            parts.append(join(title, tag("p", f"Not compared: {reason}.")))
+            parts.append(tag("div", title, tag("p", f"Not compared: {reason}.")))
             continue
         found = _paired(first.result, run.result)
         reach = max(abs(end) for interval in found.values() for end in (interval.low, interval.high)) or 1.0
         rows = [_difference_row(name, interval, reach, run) for name, interval in found.items()]
-        parts.append(join(title, _table(["Score", "Difference", "Verdict", "Interval around zero"], rows)))
+        parts.append(tag("div", title, _table(["Score", "Difference", "Verdict", "Interval"], rows)))
     note = (
         f"Each run less the first one, {first.name}, on the same images, in percentage points. The interval is from "
         "resampling the test images, the same ones for both runs; it says nothing about other seeds of the training."
     )
-    return join(tag("p", note, class_="muted"), *parts)
+    return join(tag("p", note, class_="muted"), tag("div", *parts, class_="comparisons"))
 
 
 def _unlike(first: EvaluationResult, second: EvaluationResult) -> str | None:
@@ -431,7 +431,7 @@ def _table(heads: Sequence[object], rows: Sequence[Markup]) -> Markup:
 
 
 def _run_heads(runs: Sequence[_Run]) -> list[Markup]:
-    return [join(_swatch(run.colour), run.name) for run in runs]
+    return [tag("div", _swatch(run.colour), run.name, class_="run") for run in runs]
 
 
 def _run_legend(runs: Sequence[_Run]) -> Markup:
