@@ -4,7 +4,7 @@ The forward pass sums up tiles and keeps nothing; the backward pass computes eac
 the gradient of its logits. Both are opaque operators, so that torch.compile leaves them whole.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
@@ -55,6 +55,7 @@ _DIFFERENTIABLE = ("prediction", "overlap", "cross_entropy", "product", "predict
 MOST_THREADS = 8
 
 Tile = tuple[slice, ...]
+Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
@@ -100,31 +101,40 @@ class _OneThreadEach:
 _one_thread_each = _OneThreadEach()
 
 
-def _for_each_tile(logits: Tensor, work: Callable[[Tile], Result]) -> Iterator[Result]:
-    """The results of all tiles, in order.
+def thread_count(device: torch.device, tasks: int) -> int:
+    """How many threads :func:`in_threads` should use for so many tasks."""
+    return max(1, min(torch.get_num_threads(), MOST_THREADS, tasks)) if device.type == "cpu" else 1
 
-    On the CPU each thread works on tiles of its own. Threads that shared every small operator of a tile would wait for
-    each other some thousand times, which takes milliseconds each where a neighbour keeps a core busy.
+
+def in_threads(work: Callable[[Task], Result], tasks: Sequence[Task], threads: int) -> Iterator[Result]:
+    """The results of all tasks, in order, computed without gradients.
+
+    Each thread works on tasks of its own. Threads that shared every small operator of a tile would wait for each other
+    some thousand times, which takes milliseconds each where a neighbour keeps a core busy.
     """
-    everything = list(tiles(logits))
-    threads = min(torch.get_num_threads(), MOST_THREADS, len(everything)) if logits.device.type == "cpu" else 1
 
-    def without_graph(tile: Tile) -> Result:
+    def without_graph(task: Task) -> Result:
         with torch.no_grad():  # a new thread starts with gradients on
-            return work(tile)
+            return work(task)
 
     if threads == 1:
-        yield from map(without_graph, everything)
+        yield from map(without_graph, tasks)
         return
     with _one_thread_each, ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(without_graph, everything)
+        yield from pool.map(without_graph, tasks)
+
+
+def for_each_tile(logits: Tensor, work: Callable[[Tile], Result]) -> Iterator[Result]:
+    """The results of all tiles, in order."""
+    everything = list(tiles(logits))
+    return in_threads(work, everything, thread_count(logits.device, len(everything)))
 
 
 def _with_channels(tile: Tile) -> Tile:
     return (tile[0], slice(None), *tile[1:])
 
 
-def _cut(tensor: Tensor, tile: Tile) -> Tensor:
+def cut(tensor: Tensor, tile: Tile) -> Tensor:
     """A tile of ``(B, *spatial)`` as (b, n), or of ``(B, K, *spatial)`` as (b, K, n); a view where strides allow."""
     if tensor.ndim == len(tile):
         return tensor[tile].flatten(1)
@@ -308,8 +318,8 @@ def _unpack(
 
 
 def _resolve_tile(logits: Tensor, label: Label, mask: Tensor | None, options: Options, tile: Tile) -> Pixels:
-    part = None if mask is None else _cut(mask, tile)
-    return resolve_pixels(_cut(logits, tile), label.map(lambda tensor: _cut(tensor, tile)), part, options)
+    part = None if mask is None else cut(mask, tile)
+    return resolve_pixels(cut(logits, tile), label.map(lambda tensor: cut(tensor, tile)), part, options)
 
 
 def _region_sums(logits: Tensor, *arguments: object) -> Tensor:
@@ -325,7 +335,7 @@ def _region_sums(logits: Tensor, *arguments: object) -> Tensor:
         pixels = _resolve_tile(logits, label, mask, options, tile)
         return tile[0], _sum_hard(pixels, options) if isinstance(label, _ClassIds) else sum_pixels(pixels, options)
 
-    for images, found in _for_each_tile(logits, work):
+    for images, found in for_each_tile(logits, work):
         for row, name in zip(sums[:, images], options.want, strict=True):
             row.copy_(torch.maximum(row, found[name].to(wide)) if name.endswith("peak") else row + found[name])
     return sums.to(dtype)
@@ -347,7 +357,7 @@ def _region_gradient(gradient: Tensor, logits: Tensor, *arguments: object) -> Te
         target = result[_with_channels(tile)]
         target.copy_(compute(pixels, part, options).view(target.shape))
 
-    for _ in _for_each_tile(logits, work):
+    for _ in for_each_tile(logits, work):
         pass
     return result
 
