@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from softjaccard.evaluation.results import EvaluationResult, Picture
-from softjaccard.metrics import calibration_error, calibration_sums, fine_grained_iou, image_counts
+from softjaccard.metrics import calibration_scores, calibration_sums, fine_grained_iou, image_counts
+from softjaccard.metrics.confidence import FINE_BINS
 
 CLASSES = ("ground", "tree & bush", '<b>"sign"</b>', "never seen")
 COLOURS = ((230, 230, 230), (0, 158, 115), (213, 94, 0), (240, 228, 66))
@@ -35,7 +36,8 @@ def made_up(images: int = 6, seed: int = 0, skill: float = 2.0, **changes: Any) 
     image, label, logits = random_images(images, seed, skill)
     prediction, probabilities = logits.argmax(1), logits.softmax(1)
     counts = image_counts(prediction, label, len(CLASSES))
-    sums = torch.stack([calibration_sums(probabilities[[i]], label[[i]]) for i in range(images)])
+    pixels = calibration_sums(probabilities, label)
+    sums = pixels.cells[:, 0, :3].unflatten(-1, (10, FINE_BINS)).sum(-1).transpose(1, 2)
     kept = label >= 0
     confusion = torch.bincount((label * len(CLASSES) + prediction)[kept], minlength=16).reshape(4, 4)
     scores = fine_grained_iou(counts)
@@ -52,13 +54,14 @@ def made_up(images: int = 6, seed: int = 0, skill: float = 2.0, **changes: Any) 
         images=tuple(f"image <{number}>" for number in range(images)),
         scores={
             **{name: scores[name].item() for name in ("mIoU_D", "mIoU_I", "mIoU_C")},
-            "ECE": calibration_error(sums.sum(0))["ECE"].item(),
+            "ECE": calibration_scores(pixels.over(0).over(0))["ECE"].item(),
             "loss": 0.123456,
             **{f"IoU_D/{name}": value for name, value, active in by_class if active},
         },
         counts=counts,
         confusion=confusion,
-        calibration=sums,
+        calibration=sums[:, 0],
+        class_calibration=sums[:, 1:].sum(0),
         worst={"IoU": (1, 0), "Acc": (0,)},
         pictures={i: Picture.encode(image[i], label[i], prediction[i], len(CLASSES)) for i in (0, 1)},
     )

@@ -152,7 +152,8 @@ def test_many_steps_are_thinned_and_infinite_ones_left_out(tmp_path: Path) -> No
 
 def test_the_reliability_diagram_shows_the_stored_bins(runs: list[Path]) -> None:
     pixels, confidence, hits = made_up().calibration.sum(0).tolist()
-    titles = [text(title) for title in section(page_of(runs[0]), "calibration").iterfind(".//circle/title")]
+    calibration = section(page_of(runs[0]), "calibration")
+    titles = [text(title) for title in calibration.iterfind("./div//circle/title")]
     expected = [
         f"confidence {i / 10:.2f} to {(i + 1) / 10:.2f}: mean {100 * confidence[i] / pixels[i]:.1f} %, "
         f"hits {100 * hits[i] / pixels[i]:.1f} %, {100 * pixels[i] / sum(pixels):.1f} % of the pixels"
@@ -161,6 +162,10 @@ def test_the_reliability_diagram_shows_the_stored_bins(runs: list[Path]) -> None
     ]
     assert titles == expected
     assert len(titles) > 4
+    classes = calibration.findall("details//figure")
+    assert [text(figure[0]) for figure in classes] == list(CLASSES[:3])
+    pixels, confidence, _ = made_up().class_calibration[1, :, 9].tolist()
+    assert f"1.00: mean {100 * confidence / pixels:.1f} %" in text(classes[1].findall(".//circle/title")[-1])
 
 
 def test_the_confusion_matrix_shows_the_stored_counts(runs: list[Path]) -> None:

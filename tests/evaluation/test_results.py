@@ -94,7 +94,7 @@ def cut(name: str) -> Callable[[Path], object]:
         (cut("tensors.safetensors"), ["tensors.safetensors", "damaged"]),
         (
             lambda folder: save_file({"counts": torch.zeros(1)}, folder / "tensors.safetensors"),
-            ["tensors.safetensors", "lacks confusion, calibration"],
+            ["tensors.safetensors", "lacks confusion, calibration, class_calibration"],
         ),
         (lambda folder: (folder / "pictures" / "1_label.png").unlink(), ["1_label.png", "cannot be read"]),
         (cut("pictures/0_prediction.png"), ["0_prediction.png", "damaged"]),
@@ -114,6 +114,7 @@ def test_a_missing_or_damaged_file_is_named(folder: Path, spoil: Callable[[Path]
         ({"counts": torch.zeros(6, 4, 3)}, "counts: expected int64"),
         ({"confusion": torch.zeros(3, 4, dtype=torch.int64)}, "confusion: expected int64"),
         ({"calibration": torch.zeros(3, 10)}, "calibration: expected"),
+        ({"class_calibration": torch.zeros(3, 3, 10)}, "class_calibration: expected"),
         ({"colours": ()}, "colours: expected"),
         ({"worst": {"IoU": (5,)}}, "worst: expected"),
     ],

@@ -43,16 +43,20 @@ def test_the_result_is_that_of_the_network(run: Path) -> None:
     data = ScenesData(size=40, training=8, validation=2, test=5, pad_multiple=32)
     data.setup("test")
     confusion, counts = np.zeros((5, 5), int), np.zeros((5, 5, 3), int)
-    sums = np.zeros((5, 3, 10))
+    sums, class_sums = np.zeros((5, 3, 10)), np.zeros((5, 3, 10))
     for index in range(5):
         batch = data.test_batch([index])
         with torch.no_grad():
             logits = network.eval()(batch["image"])
         probabilities = interpolate(logits, size=(64, 64), mode="bilinear").softmax(1)[0].double().numpy()
         label, confidence, predicted = batch["label"][0].numpy(), probabilities.max(0), probabilities.argmax(0)
-        for y, p, c in zip(label.ravel(), predicted.ravel(), confidence.ravel(), strict=True):
+        for y, p, c, shares in zip(
+            label.ravel(), predicted.ravel(), confidence.ravel(), probabilities.reshape(5, -1).T, strict=True
+        ):
             if y == IGNORE_INDEX:
                 continue
+            for k, share in enumerate(shares):
+                class_sums[k, :, min(int(share * 10), 9)] += (1, share, y == k)
             confusion[y, p] += 1
             counts[index, y, 0 if y == p else 2] += 1
             counts[index, p, 1] += y != p
@@ -60,6 +64,7 @@ def test_the_result_is_that_of_the_network(run: Path) -> None:
     np.testing.assert_array_equal(result.confusion.numpy(), confusion)
     np.testing.assert_array_equal(result.counts.numpy(), counts)
     np.testing.assert_allclose(result.calibration.numpy(), sums, atol=1e-3)
+    np.testing.assert_allclose(result.class_calibration.numpy(), class_sums, atol=1e-3)
     assert (confusion.sum(), len(confusion.nonzero()[0]) > 5) == (counts[..., [0, 2]].sum(), True)
 
 

@@ -19,10 +19,11 @@ from softjaccard.data.transforms import IGNORE_INDEX
 from softjaccard.evaluation.figures import PALETTE
 from softjaccard.evaluation.results import EvaluationResult, Picture, image_scores
 from softjaccard.metrics import calibration_sums, image_counts
-from softjaccard.metrics.inputs import at_least_single
+from softjaccard.metrics.confidence import FINE_BINS
 
 _WORST = 8
 """Images with pictures, for each score."""
+_BINS = 10
 
 
 class EvaluationRecorder(Callback):
@@ -127,6 +128,7 @@ class _Tables(Metric):
     index: list[Tensor]
     counts: list[Tensor]
     calibration: list[Tensor]
+    class_calibration: Tensor
     confusion: Tensor
 
     def __init__(self, num_classes: int) -> None:
@@ -134,15 +136,19 @@ class _Tables(Metric):
         self.num_classes = num_classes
         for name in ("index", "counts", "calibration"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
+        sums = torch.zeros(num_classes, 3, _BINS, dtype=torch.float64)
+        self.add_state("class_calibration", default=sums, dist_reduce_fx="sum")
         self.add_state("confusion", default=torch.zeros(num_classes**2, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, label: Tensor, index: Tensor) -> None:
         """Add a batch."""
-        prediction, probabilities = logits.argmax(1), torch.softmax(at_least_single(logits), 1)
+        prediction = logits.argmax(1)
         self.index.append(index)
         self.counts.append(image_counts(prediction, label, self.num_classes))
-        sums = [calibration_sums(p[None], y[None]) for p, y in zip(probabilities, label, strict=True)]
-        self.calibration.append(torch.stack(sums))
+        fine = calibration_sums(logits, label, _BINS, from_logits=True).cells[:, 0, :3]
+        sums = fine.unflatten(-1, (_BINS, FINE_BINS)).sum(-1).transpose(1, 2)  # (B, C + 1, 3, bins)
+        self.calibration.append(sums[:, 0])
+        self.class_calibration += sums[:, 1:].sum(0)
         pairs = (label * self.num_classes + prediction)[label != IGNORE_INDEX]
         self.confusion += torch.bincount(pairs, minlength=self.num_classes**2)
 
@@ -150,4 +156,5 @@ class _Tables(Metric):
         """Return the tables on the CPU, in the order of the images."""
         order = dim_zero_cat(self.index).argsort()
         by_image = {name: dim_zero_cat(getattr(self, name))[order].cpu() for name in ("index", "counts", "calibration")}
-        return {**by_image, "confusion": self.confusion.reshape(self.num_classes, -1).cpu()}
+        confusion = self.confusion.reshape(self.num_classes, -1)
+        return {**by_image, "confusion": confusion.cpu(), "class_calibration": self.class_calibration.cpu()}

@@ -21,7 +21,7 @@ from softjaccard.evaluation.charts import Line, interval_mark, line_chart, relia
 from softjaccard.evaluation.markup import Markup, join, tag
 from softjaccard.evaluation.results import EvaluationResult, Picture, encode_image, image_scores
 from softjaccard.files import write_text
-from softjaccard.metrics import calibration_error, fine_grained_iou
+from softjaccard.metrics import fine_grained_iou
 from softjaccard.metrics.bootstrap import Interval, bootstrap_interval, paired_bootstrap
 
 #: Colours of the runs: Okabe and Ito's, in an order in which neighbours differ most; a ninth run begins anew.
@@ -29,7 +29,7 @@ RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
 _WRONG = (213, 94, 0)
 _UNLABELLED = (0, 0, 0)
 _MOST_CLASSES = 40
-"""More would make a confusion matrix that nobody reads."""
+"""Of a confusion matrix, and with a reliability diagram of their own; nobody would read more."""
 _MOST_POINTS = 300
 """Of a curve; more are averaged, because a chart has no more pixels."""
 
@@ -46,7 +46,7 @@ _CURVES = {"loss": 1, "mIoU_D": 100, "ECE": 100}
 _IMAGE_SCORES = {"IoU": "IoU, mean over the image's classes", "Acc": "share of pixels that are right"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Run:
     name: str
     colour: str
@@ -236,19 +236,36 @@ def _thinned(points: Sequence[tuple[float, float]], factor: float) -> list[tuple
 
 
 def _calibration(runs: Sequence[_Run]) -> Markup:
-    figures = []
+    figures, details = [], []
     for run in runs:
-        sums = run.result.calibration.sum(0)
-        says = f"Reliability of {run.name}: share of hits by confidence"
-        chart = reliability_diagram(sums, run.colour, says) if sums[0].sum() else tag("p", "No pixel counts.")
-        score = f"ECE {_shown('ECE', run.result.scores['ECE'])} %" if "ECE" in run.result.scores else None
-        figures.append(tag("figure", tag("figcaption", _swatch(run.colour), run.name, _small(score)), chart))
+        result = run.result
+        score = f"ECE {_shown('ECE', result.scores['ECE'])} %" if "ECE" in result.scores else None
+        figures.append(_reliability(run, result.calibration.sum(0), run.name, score))
+        classes = [
+            _reliability(run, result.class_calibration[index], result.classes[index])
+            for index in _frequent(result)
+            if result.class_calibration[index, 2].sum()
+        ]
+        summary = tag("summary", "Each class, ", _swatch(run.colour), run.name)
+        note = tag("p", "Probability of the class at all pixels, and how often they are labelled so.", class_="muted")
+        details.append(tag("details", summary, note, tag("div", *classes, class_="figures")))
     legend = _legend([
         (tag("span", class_="key dot"), "mean confidence and share of hits of a bin"),
         (tag("span", class_="key ideal"), "confidence = hits; bars below it are over-confident"),
     ])  # fmt: skip
     note = "How often the predicted class is right, by its probability; below, the share of the pixels in each bin."
-    return join(tag("p", note, class_="muted"), legend, tag("div", *figures, class_="figures"))
+    return join(tag("p", note, class_="muted"), legend, tag("div", *figures, class_="figures"), *details)
+
+
+def _reliability(run: _Run, sums: Tensor, name: str, score: str | None = None) -> Markup:
+    says = f"Reliability of {name}: share of hits by confidence"
+    chart = reliability_diagram(sums, run.colour, says) if sums[0].sum() else tag("p", "No pixel counts.")
+    return tag("figure", tag("figcaption", _swatch(run.colour), name, _small(score)), chart)
+
+
+def _frequent(result: EvaluationResult) -> list[int]:
+    """Return the classes with most labelled pixels, in their own order; all, unless there are very many."""
+    return sorted(result.confusion.sum(1).argsort(descending=True)[:_MOST_CLASSES].tolist())
 
 
 def _confusion(runs: Sequence[_Run]) -> Markup:
@@ -262,11 +279,10 @@ def _confusion(runs: Sequence[_Run]) -> Markup:
 
 def _matrix(result: EvaluationResult) -> list[Markup]:
     counts = result.confusion
-    kept = list(range(len(counts)))
+    kept = _frequent(result)
     left_out = None
-    if len(kept) > _MOST_CLASSES:
-        kept = sorted(counts.sum(1).argsort(descending=True)[:_MOST_CLASSES].tolist())
-        left_out = _small(f"The {_MOST_CLASSES} most frequent of {len(counts)} classes; shares are of all pixels.")
+    if len(kept) < len(counts):
+        left_out = _small(f"The {len(kept)} most frequent of {len(counts)} classes; shares are of all pixels.")
     names = [result.classes[index] for index in kept]
     swatches = [_swatch(_hex(result.colours[index])) for index in kept]
     head = [tag("th", tag("span", name), scope="col") for name in names]
@@ -354,22 +370,24 @@ def _intervals(result: EvaluationResult) -> dict[str, Interval]:
 
 
 def _pooled_ece(sums: Tensor) -> Tensor:
-    return calibration_error(sums.sum(0))["ECE"]
+    pixels, confidence, hits = sums.sum(0)
+    return (confidence - hits).abs().sum() / pixels.sum().clamp(min=1)
 
 
 def _differences(runs: Sequence[_Run]) -> Markup:
     first, *others = runs
+    reasons = {run: _unlike(first.result, run.result) for run in others}
+    found = {run: _paired(first.result, run.result) for run, reason in reasons.items() if not reason}
+    ends = [abs(end) for each in found.values() for _, *interval in each.values() for end in interval]
+    reach = max(ends, default=0.0) or 1.0  # one scale for all pictures
     parts = []
-    for run in others:
-        reason = _unlike(first.result, run.result)
+    for run, reason in reasons.items():
         title = tag("h3", _swatch(run.colour), f"{run.name} less {first.name}")
         if reason:
             parts.append(tag("div", title, tag("p", f"Not compared: {reason}.")))
-            continue
-        found = _paired(first.result, run.result)
-        reach = max(abs(end) for interval in found.values() for end in (interval.low, interval.high)) or 1.0
-        rows = [_difference_row(name, interval, reach, run) for name, interval in found.items()]
-        parts.append(tag("div", title, _table(["Score", "Difference", "Verdict", "Interval"], rows)))
+        else:
+            rows = [_difference_row(name, interval, reach, run) for name, interval in found[run].items()]
+            parts.append(tag("div", title, _table(["Score", "Difference", "Verdict", "Interval"], rows)))
     note = (
         f"Each run less the first one, {first.name}, on the same images, in percentage points. The interval is from "
         "resampling the test images, the same ones for both runs; it says nothing about other seeds of the training."

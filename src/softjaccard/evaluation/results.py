@@ -25,7 +25,7 @@ PICTURE_SIZE = 320
 """The longer side of a stored picture is at most this, in pixels."""
 
 _PLAIN = ("split", "checkpoint", "epoch", "step", "seed", "versions", "classes", "colours", "images", "scores", "worst")
-_TENSORS = ("counts", "confusion", "calibration")
+_TENSORS = ("counts", "confusion", "calibration", "class_calibration")
 _AGAIN = "Run the test again: softjaccard test RUN."
 
 
@@ -91,7 +91,9 @@ class EvaluationResult:
         scores: Values by name, as fractions.
         counts: int64 (N, C, 3): tp, fp and fn of each image and class, in pixels.
         confusion: int64 (C, C): pixels by label (row) and prediction (column).
-        calibration: float64 (N, 3, bins): pixels, confidence and hits of each image in bins of the confidence.
+        calibration: float64 (N, 3, bins): pixels, confidence and hits of each image's most probable classes, in bins of
+            the confidence.
+        class_calibration: float64 (C, 3, bins): the same of each class at all pixels of all images.
         worst: Rows of the images with the lowest score of their own, lowest first, by the score's name.
         pictures: Of the images in `worst`, by their row.
     """
@@ -109,6 +111,7 @@ class EvaluationResult:
     counts: Tensor
     confusion: Tensor
     calibration: Tensor
+    class_calibration: Tensor
     worst: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     pictures: Mapping[int, Picture] = field(default_factory=dict)
 
@@ -124,8 +127,10 @@ class EvaluationResult:
             tensor: Tensor = getattr(self, name)
             if tuple(tensor.shape) != shape or tensor.dtype != torch.int64:
                 raise ValueError(f"{name}: expected int64 {shape}, got {tensor.dtype} {tuple(tensor.shape)}")
-        if self.calibration.ndim != 3 or tuple(self.calibration.shape[:2]) != (images, 3):
-            raise ValueError(f"calibration: expected ({images}, 3, bins), got {tuple(self.calibration.shape)}")
+        for name, rows in (("calibration", images), ("class_calibration", classes)):
+            tensor = getattr(self, name)
+            if tensor.ndim != 3 or tuple(tensor.shape[:2]) != (rows, 3):
+                raise ValueError(f"{name}: expected ({rows}, 3, bins), got {tuple(tensor.shape)}")
         if len(self.colours) != classes:
             raise ValueError(f"colours: expected one for each of {classes} classes, got {len(self.colours)}")
         shown = {row for rows in self.worst.values() for row in rows}
