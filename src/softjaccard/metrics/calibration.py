@@ -38,7 +38,7 @@ def calibration_scores(sums: CalibrationSums, *, present_only: bool = False) -> 
         - ``ACE``: as SCE, with bins that hold equally many pixels (adaptive calibration error, ibid.). Approximate:
           these bins are cut from ``bins * 20`` fine ones of equal width as if the pixels of a fine bin were all alike;
           over- and under-confidence that cancel out within a fine bin are missed, which matters where most pixels of
-          a class lie in the first or last one. Within 0.0003 of exact ACE on simulated networks (see the tests);
+          a class lie in the first or last one. Within 0.0005 of exact ACE on simulated networks (see the tests);
         - ``Brier``: mean over pixels of the sum over classes of (probability - label)^2;
         - ``NLL``: mean over pixels of -log of the label's probability, in nats; cross-entropy for a soft label. Given
           as probabilities, none counts as smaller than 1e-12.
