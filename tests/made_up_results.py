@@ -53,8 +53,8 @@ def made_up(images: int = 6, seed: int = 0, skill: float = 2.0, **changes: Any) 
         colours=COLOURS,
         images=tuple(f"image <{number}>" for number in range(images)),
         scores={
-            **{name: scores[name].item() for name in ("mIoU_D", "mIoU_I", "mIoU_C")},
-            "ECE": calibration_scores(pixels.over(0).over(0))["ECE"].item(),
+            **{name: scores[name].item() for name in ("mIoU_D", "mIoU_I", "mIoU_C", "mIoU_C_worst5", "Acc", "mDice_I")},
+            **{name: calibration_scores(pixels.over(0).over(0))[name].item() for name in ("ECE", "NLL")},
             "loss": 0.123456,
             **{f"IoU_D/{name}": value for name, value, active in by_class if active},
         },

@@ -24,6 +24,7 @@ from softjaccard.cli import main
 from softjaccard.errors import InputError
 from softjaccard.evaluation.report import write_report
 from softjaccard.evaluation.results import EvaluationResult
+from softjaccard.metrics import fine_grained_iou
 
 HISTORY = {"train/loss": [0.9, 0.5, 0.41], "val/loss": ["", 0.7, 0.6], "val/mIoU_D": ["", 0.25, 0.375]}
 
@@ -75,24 +76,34 @@ def rows_of(element: ElementTree.Element) -> dict[str, list[str]]:
 def test_the_scores_are_the_stored_ones(runs: list[Path]) -> None:
     results = [made_up(), made_up(seed=1, skill=3.0)]
     rows = rows_of(section(page_of(*runs), "scores"))
-    assert list(rows) == ["mIoUD", "mIoUI", "mIoUC", "ECE", "loss"]
-    for name, row in zip(("mIoU_D", "mIoU_I", "mIoU_C", "ECE"), rows.values(), strict=False):
+    shown = ["mIoUD", "mIoUI", "mIoUC", "mIoUC, worst 5 %", "Acc", "ECE", "NLL", "loss", "mDiceI"]
+    assert list(rows) == shown
+    assert [rows.pop(name) for name in shown[-2:]] == [
+        ["0.1235", "0.1235"],
+        [f"{100 * result.scores['mDice_I']:.1f}" for result in results],
+    ]
+    assert rows.pop("NLL") == [f"{result.scores['NLL']:.4f}" for result in results]
+    names = ("mIoU_D", "mIoU_I", "mIoU_C", "mIoU_C_worst5", "Acc", "ECE")
+    for name, row in zip(names, rows.values(), strict=True):
         for cell, result in zip(row, results, strict=True):
             value, low, high = map(float, re.fullmatch(r"(\d+\.\d)(\d+\.\d) to (\d+\.\d)", cell).groups())
             assert value == float(f"{100 * result.scores[name]:.1f}")
             assert low <= value <= high
             assert low < high
-    assert rows["loss"] == ["0.1235", "0.1235"]
 
 
 def test_the_differences_are_those_of_the_stored_scores(runs: list[Path]) -> None:
     results = [made_up(), made_up(seed=1, skill=3.0)]
     differences = section(page_of(*runs), "differences")
     rows = rows_of(differences)
-    assert list(rows) == ["mIoUD", "mIoUI", "mIoUC", "ECE"]
-    for name, (cell, verdict, _) in zip(("mIoU_D", "mIoU_I", "mIoU_C", "ECE"), rows.values(), strict=True):
+    names = ("mIoU_D", "mIoU_I", "mIoU_C", "mIoU_I_worst5", "mIoU_C_worst5", "mDice_D", "mAcc_D", "Acc")
+    tables = [fine_grained_iou(result.counts) for result in results]
+    true = [100 * (tables[1][name] - tables[0][name]).item() for name in names]
+    true.append(100 * (results[1].scores["ECE"] - results[0].scores["ECE"]))
+    assert list(rows)[3:] == ["mIoUI, worst 5 %", "mIoUC, worst 5 %", "mDiceD", "mAccD", "Acc", "ECE"]
+    for expected, (cell, verdict, _) in zip(true, rows.values(), strict=True):
         value, low, high = map(float, re.fullmatch(r"([+-]\d+\.\d)([+-]\d+\.\d) to ([+-]\d+\.\d)", cell).groups())
-        assert value == float(f"{100 * (results[1].scores[name] - results[0].scores[name]):.1f}")
+        assert value == float(f"{expected:.1f}")
         assert low <= value <= high
         assert ("higher" in verdict, "lower" in verdict) == (low > 0, high < 0)
     assert rows["mIoUD"][1] == "higher, better"

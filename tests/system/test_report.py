@@ -16,6 +16,7 @@ from softjaccard.cli import main
 from softjaccard.data.scenes import ScenesData
 from softjaccard.data.transforms import IGNORE_INDEX
 from softjaccard.evaluation.results import EvaluationResult
+from softjaccard.metrics import fine_grained_iou
 from softjaccard.models import create_model
 
 TINY = [
@@ -68,10 +69,22 @@ def test_the_result_is_that_of_the_network(run: Path) -> None:
     assert (confusion.sum(), len(confusion.nonzero()[0]) > 5) == (counts[..., [0, 2]].sum(), True)
 
 
+def calibration_of(result: EvaluationResult) -> dict[str, torch.Tensor]:
+    """ECE and SCE from the bins that are kept."""
+    pixels, confidence, hits = result.calibration.sum(0)
+    class_gaps = (result.class_calibration[:, 1] - result.class_calibration[:, 2]).abs().sum(1).mean()
+    return {"ECE": (confidence - hits).abs().sum() / pixels.sum(), "SCE": class_gaps / pixels.sum()}
+
+
 def test_the_result_says_what_test_json_says(run: Path) -> None:
     result = EvaluationResult.load(run / "evaluation" / "test")
     record = json.loads((run / "test.json").read_text())
+    scores = record.pop("scores")
     assert {name: getattr(result, name) for name in record} == record
+    assert {name: result.scores[name] for name in scores} == scores
+    for name, score in {**fine_grained_iou(result.counts), **calibration_of(result)}.items():
+        if score.ndim == 0:
+            assert result.scores[name] == pytest.approx(score.item(), abs=1e-6), name
     assert result.images == tuple(f"scene {number}" for number in range(10, 15))
     assert (result.split, result.classes[1], len(result.colours)) == ("test", "disc", 5)
     assert {name: sorted(rows) for name, rows in result.worst.items()} == {

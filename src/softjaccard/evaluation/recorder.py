@@ -18,7 +18,13 @@ from softjaccard.data.module import Batch, SegmentationData, SegmentationDataset
 from softjaccard.data.transforms import IGNORE_INDEX
 from softjaccard.evaluation.figures import PALETTE
 from softjaccard.evaluation.results import EvaluationResult, Picture, image_scores
-from softjaccard.metrics import calibration_sums, image_counts
+from softjaccard.metrics import (
+    CalibrationSums,
+    calibration_scores,
+    calibration_sums,
+    fine_grained_iou,
+    image_counts,
+)
 from softjaccard.metrics.confidence import FINE_BINS
 
 _WORST = 8
@@ -79,10 +85,12 @@ class EvaluationRecorder(Callback):
 
         Args:
             folder: See `EvaluationResult.save`.
-            about: The fields `scores`, `checkpoint`, `epoch`, `step`, `seed` and `versions` of the result.
+            about: The fields `checkpoint`, `epoch`, `step`, `seed` and `versions` of the result; and `scores`, to which
+                those that follow from the tables are added.
         """
         if self._found:
-            EvaluationResult(**self._found, **about).save(folder)
+            scores = {**self._found["scores"], **about["scores"]}
+            EvaluationResult(**{**self._found, **about, "scores": scores}).save(folder)
 
 
 def _lowest(values: Tensor) -> tuple[int, ...]:
@@ -128,7 +136,8 @@ class _Tables(Metric):
     index: list[Tensor]
     counts: list[Tensor]
     calibration: list[Tensor]
-    class_calibration: Tensor
+    cells: Tensor
+    losses: Tensor
     confusion: Tensor
 
     def __init__(self, num_classes: int) -> None:
@@ -136,25 +145,43 @@ class _Tables(Metric):
         self.num_classes = num_classes
         for name in ("index", "counts", "calibration"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
-        sums = torch.zeros(num_classes, 3, _BINS, dtype=torch.float64)
-        self.add_state("class_calibration", default=sums, dist_reduce_fx="sum")
-        self.add_state("confusion", default=torch.zeros(num_classes**2, dtype=torch.int64), dist_reduce_fx="sum")
+        sums = {
+            "cells": torch.zeros(4, num_classes + 1, _BINS * FINE_BINS, dtype=torch.float64),
+            "losses": torch.zeros(2, dtype=torch.float64),
+            "confusion": torch.zeros(num_classes**2, dtype=torch.int64),
+        }
+        for name, start in sums.items():
+            self.add_state(name, default=start, dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, label: Tensor, index: Tensor) -> None:
         """Add a batch."""
         prediction = logits.argmax(1)
         self.index.append(index)
         self.counts.append(image_counts(prediction, label, self.num_classes))
-        fine = calibration_sums(logits, label, _BINS, from_logits=True).cells[:, 0, :3]
-        sums = fine.unflatten(-1, (_BINS, FINE_BINS)).sum(-1).transpose(1, 2)  # (B, C + 1, 3, bins)
-        self.calibration.append(sums[:, 0])
-        self.class_calibration += sums[:, 1:].sum(0)
+        sums = calibration_sums(logits, label, _BINS, from_logits=True).over(1)
+        self.calibration.append(_in_bins(sums.cells)[:, 0])
+        self.cells += sums.cells.sum(0)
+        self.losses += sums.losses.sum(0)
         pairs = (label * self.num_classes + prediction)[label != IGNORE_INDEX]
         self.confusion += torch.bincount(pairs, minlength=self.num_classes**2)
 
-    def compute(self) -> dict[str, Tensor]:
-        """Return the tables on the CPU, in the order of the images."""
+    def compute(self) -> dict[str, Any]:
+        """Return the tables on the CPU, in the order of the images, and the scores that follow from them."""
         order = dim_zero_cat(self.index).argsort()
         by_image = {name: dim_zero_cat(getattr(self, name))[order].cpu() for name in ("index", "counts", "calibration")}
-        confusion = self.confusion.reshape(self.num_classes, -1)
-        return {**by_image, "confusion": confusion.cpu(), "class_calibration": self.class_calibration.cpu()}
+        scores = {
+            **fine_grained_iou(by_image["counts"]),
+            **calibration_scores(CalibrationSums(self.cells, self.losses)),
+        }
+        return {
+            **by_image,
+            "confusion": self.confusion.reshape(self.num_classes, -1).cpu(),
+            "class_calibration": _in_bins(self.cells)[1:].cpu(),
+            "scores": {name: score.item() for name, score in scores.items() if score.ndim == 0},
+        }
+
+
+def _in_bins(cells: Tensor) -> Tensor:
+    """Pixels, confidence and hits (..., C + 1, 3, bins) from fine bins."""
+    bins: Tensor = cells[..., :3, :, :].reshape(*cells.shape[:-3], 3, -1, _BINS, FINE_BINS).sum(-1)
+    return bins.transpose(-3, -2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,11 +19,10 @@ from torch import Tensor
 import softjaccard
 from softjaccard.errors import InputError
 from softjaccard.evaluation.charts import Line, interval_mark, line_chart, reliability_diagram
+from softjaccard.evaluation.intervals import Range, score_differences, score_intervals
 from softjaccard.evaluation.markup import Markup, join, tag
 from softjaccard.evaluation.results import EvaluationResult, Picture, encode_image, image_scores
 from softjaccard.files import write_text
-from softjaccard.metrics import fine_grained_iou
-from softjaccard.metrics.bootstrap import Interval, bootstrap_interval, paired_bootstrap
 
 #: Colours of the runs: Okabe and Ito's, in an order in which neighbours differ most; a ninth run begins anew.
 RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C", "#B8A800")
@@ -37,10 +37,21 @@ _MEANINGS = {
     "mIoU_D": "IoU of each class over all images together, mean over classes",
     "mIoU_I": "IoU of each class in each image, mean over the image's classes, then over images",
     "mIoU_C": "IoU of each class in each image, mean over the class's images, then over classes",
+    "mIoU_I_worst5": "as mIoU I, of the lowest 5 % of the images",
+    "mIoU_C_worst5": "as mIoU C, of the lowest 5 % of each class's images",
+    "mDice_D": "Dice score of each class over all images together, mean over classes",
+    "mAcc_D": "share of each class's pixels that are found, mean over classes",
+    "Acc": "share of all pixels that are right",
     "ECE": "mean distance between confidence and share of hits; less is better",
-    "loss": "mean over test batches",
+    "SCE": "as ECE for the probability of each class, mean over classes; less is better",
+    "Brier": "squared distance between probabilities and label; less is better",
+    "NLL": "cross-entropy, in nats; less is better",
+    "loss": "what the training minimised, mean over test batches; less is better",
 }
-_LESS_IS_BETTER = {"ECE", "loss"}
+_COUNTED = ("mIoU_D", "mIoU_I", "mIoU_C", "mIoU_I_worst5", "mIoU_C_worst5", "mDice_D", "mAcc_D", "Acc")
+"""Scores of a table of counts, of which the report gives intervals."""
+_NO_FRACTIONS = {"NLL", "loss"}
+_LESS_IS_BETTER = {"ECE"}
 _CURVES = {"loss": 1, "mIoU_D": 100, "ECE": 100}
 """What is drawn, and the factor on it."""
 _IMAGE_SCORES = {"IoU": "IoU, mean over the image's classes", "Acc": "share of pixels that are right"}
@@ -165,18 +176,26 @@ def _versions(runs: Sequence[_Run]) -> list[Markup]:
 
 
 def _scores(runs: Sequence[_Run]) -> Markup:
-    names = list(dict.fromkeys(name for run in runs for name in run.result.scores if "/" not in name))
-    intervals = [_intervals(run.result) for run in runs]
-    rows = []
-    for name in names:
-        cells = []
-        for run, interval in zip(runs, intervals, strict=True):
-            value = run.result.scores.get(name)
-            text = None if value is None else tag("b", _shown(name, value))
-            cells.append(tag("td", text or "not measured", _range(name, interval.get(name)), class_="number"))
-        rows.append(tag("tr", tag("th", _label(name), _small(_MEANINGS.get(name)), scope="row"), *cells))
-    note = "In percent, except the loss. Below a score is its 95 % interval, from resampling the test images."
-    return join(tag("p", note, class_="muted"), _table(["Score", *_run_heads(runs)], rows))
+    names = dict.fromkeys(name for run in runs for name in run.result.scores if "/" not in name)
+    intervals = {run: score_intervals(run.result, _COUNTED) for run in runs}
+    main = [_score_row(name, intervals) for name in _MEANINGS if name in names]
+    more = [_score_row(name, intervals) for name in names if name not in _MEANINGS]
+    heads = ["Score", *_run_heads(runs)]
+    note = "In percent, except NLL and loss. Below a score is its 95 % interval, from resampling the test images."
+    details = tag("details", tag("summary", "Further scores"), _table(heads, more)) if more else None
+    return join(tag("p", note, class_="muted"), _table(heads, main), details)
+
+
+def _score_row(name: str, intervals: Mapping[_Run, Mapping[str, Range]]) -> Markup:
+    cells = []
+    for run, ranges in intervals.items():
+        value = run.result.scores.get(name)
+        text = "not measured" if value is None else tag("b", _shown(name, value))
+        between = (
+            _small(f"{_shown(name, ranges[name].low)} to {_shown(name, ranges[name].high)}") if name in ranges else None
+        )
+        cells.append(tag("td", text, between, class_="number"))
+    return tag("tr", tag("th", _label(name), _small(_MEANINGS.get(name)), scope="row"), *cells)
 
 
 def _class_bars(runs: Sequence[_Run]) -> Markup:
@@ -247,8 +266,8 @@ def _calibration(runs: Sequence[_Run]) -> Markup:
             if result.class_calibration[index, 2].sum()
         ]
         summary = tag("summary", "Each class, ", _swatch(run.colour), run.name)
-        note = tag("p", "Probability of the class at all pixels, and how often they are labelled so.", class_="muted")
-        details.append(tag("details", summary, note, tag("div", *classes, class_="figures")))
+        what = tag("p", "Probability of the class at all pixels, and how often they are labelled so.", class_="muted")
+        details.append(tag("details", summary, what, tag("div", *classes, class_="figures")))
     legend = _legend([
         (tag("span", class_="key dot"), "mean confidence and share of hits of a bin"),
         (tag("span", class_="key ideal"), "confidence = hits; bars below it are over-confident"),
@@ -356,28 +375,15 @@ def _panels(picture: Picture, colours: Sequence[tuple[int, int, int]]) -> dict[s
     }
 
 
-_IOU_SCORES = ("mIoU_D", "mIoU_I", "mIoU_C")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-
-
-def _intervals(result: EvaluationResult) -> dict[str, Interval]:
-    """Return the intervals of the scores that follow from counts or bins of each image."""
-    intervals = {
-        name: bootstrap_interval(result.counts, lambda counts: fine_grained_iou(counts)[name]) for name in _IOU_SCORES
-    }
-    intervals["ECE"] = bootstrap_interval(result.calibration, _pooled_ece)
-    return intervals
-
-
-def _pooled_ece(sums: Tensor) -> Tensor:
-    pixels, confidence, hits = sums.sum(0)
-    return (confidence - hits).abs().sum() / pixels.sum().clamp(min=1)
 
 
 def _differences(runs: Sequence[_Run]) -> Markup:
     first, *others = runs
     reasons = {run: _unlike(first.result, run.result) for run in others}
-    found = {run: _paired(first.result, run.result) for run, reason in reasons.items() if not reason}
+    found = {
+        run: score_differences(first.result, run.result, _COUNTED) for run, reason in reasons.items() if not reason
+    }
     ends = [abs(end) for each in found.values() for _, *interval in each.values() for end in interval]
     reach = max(ends, default=0.0) or 1.0  # one scale for all pictures
     parts = []
@@ -411,15 +417,7 @@ def _unlike(first: EvaluationResult, second: EvaluationResult) -> str | None:
     return None
 
 
-def _paired(first: EvaluationResult, second: EvaluationResult) -> dict[str, Interval]:
-    found = {
-        name: paired_bootstrap(second.counts, first.counts, lambda counts: fine_grained_iou(counts)[name])
-        for name in _IOU_SCORES
-    }
-    return found | {"ECE": paired_bootstrap(second.calibration, first.calibration, _pooled_ece)}
-
-
-def _difference_row(name: str, interval: Interval, reach: float, run: _Run) -> Markup:
+def _difference_row(name: str, interval: Range, reach: float, run: _Run) -> Markup:
     value, low, high = interval
     better = name not in _LESS_IS_BETTER
     verdict = "not separable from zero"
@@ -469,17 +467,17 @@ def _small(text: str | None) -> Markup | None:
 
 
 def _label(name: str) -> Markup:
-    """Write mIoU_D with its letter raised."""
-    base, _, letter = name.partition("_")
-    return join(base, tag("sup", letter)) if letter else join(name)
+    """Write mIoU_I_worst5 with a raised I and the rest in words."""
+    found = re.fullmatch(r"(\w+?)_([DIC])(?:_worst_?(\w+))?", name)
+    if not found:
+        return join(name)
+    base, letter, worst = found.groups()
+    words = {None: "", "mean": ", worst cases"}.get(worst, f", worst {worst} %")
+    return join(base, tag("sup", letter), words)
 
 
 def _shown(name: str, value: float) -> str:
-    return f"{value:.4f}" if name == "loss" else f"{100 * value:.1f}"
-
-
-def _range(name: str, interval: Interval | None) -> Markup | None:
-    return interval and _small(f"{_shown(name, interval.low)} to {_shown(name, interval.high)}")
+    return f"{value:.4f}" if name in _NO_FRACTIONS else f"{100 * value:.1f}"
 
 
 def _hex(colour: tuple[int, int, int]) -> str:

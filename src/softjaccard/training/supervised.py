@@ -176,7 +176,7 @@ class SupervisedSegmentation(LightningModule):
     def _evaluate(self, batch: Batch, stage: str) -> Tensor:
         logits, loss = self._logits_and_loss(batch)
         with _users_error(stage):
-            self.evaluation_iou.update(logits, batch["label"])
+            self.evaluation_iou.update(logits, batch["label"], image_ids=batch.get("index"))
             self.calibration.update(logits, batch["label"])
         self.evaluation_loss.update(loss, len(logits))
         return logits
