@@ -153,7 +153,8 @@ def _test(known: argparse.Namespace, settings: list[str]) -> None:
 
     recorder = EvaluationRecorder()
     result = run.test(known.output, known.checkpoint, settings, [recorder])
-    recorder.save(known.output / "evaluation" / "test", result)
+    if recorder.save(known.output / "evaluation" / "test", result):
+        sys.stdout.write(f"Next: softjaccard report {known.output}\n")
 
 
 def _report(known: argparse.Namespace, settings: list[str]) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from made_up_results import made_up
-from softjaccard.evaluation.intervals import RESAMPLES, score_differences, score_intervals
+from softjaccard.evaluation.report.intervals import RESAMPLES, score_differences, score_intervals
 from softjaccard.evaluation.results import EvaluationResult
 from softjaccard.metrics import bootstrap_interval, paired_bootstrap
 

@@ -22,7 +22,7 @@ from chromium import run_chromium
 from made_up_results import CLASSES, COLOURS, made_up
 from softjaccard.cli import main
 from softjaccard.errors import InputError
-from softjaccard.evaluation.report import write_report
+from softjaccard.evaluation.report import parts, write_report
 from softjaccard.evaluation.results import EvaluationResult
 from softjaccard.metrics import fine_grained_iou
 
@@ -193,11 +193,9 @@ def test_the_confusion_matrix_shows_the_stored_counts(runs: list[Path]) -> None:
 
 
 def test_a_matrix_of_many_classes_shows_the_frequent_ones(tmp_path: Path) -> None:
-    from softjaccard.evaluation import report
-
     small = made_up()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "_MOST_CLASSES", 2)
+        patch.setattr(parts, "MOST_CLASSES", 2)
         confusion = section(page_of(make_run(tmp_path / "run", small)), "confusion")
     frequent = sorted(small.confusion.sum(1).argsort(descending=True)[:2].tolist())
     assert [text(row[0]).strip() for row in confusion.iterfind(".//tbody/tr")] == [CLASSES[i] for i in frequent]
@@ -272,7 +270,7 @@ def test_missing_parts_are_said(runs: list[Path], tmp_path: Path) -> None:
     both = section(page_of(runs[0], run), "training")
     assert "no curves: bare." in text(both)
     assert len(both.findall(".//figure")) == 2
-    empty = make_run(tmp_path / "empty", made_up(), history={"train/other": [1.0]})
+    empty = make_run(tmp_path / "empty", made_up(), history={"train/other": [1.0], "val/loss": [math.nan]})
     assert "The logs hold no values." in text(section(page_of(empty), "training"))
 
 

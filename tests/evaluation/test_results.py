@@ -116,6 +116,7 @@ def test_a_missing_or_damaged_file_is_named(folder: Path, spoil: Callable[[Path]
         ({"calibration": torch.zeros(3, 10)}, "calibration: expected"),
         ({"class_calibration": torch.zeros(3, 3, 10)}, "class_calibration: expected"),
         ({"colours": ()}, "colours: expected"),
+        ({"worst": {"beauty": (0, 1)}}, "worst: expected scores out of IoU, Acc, got beauty"),
         ({"worst": {"IoU": (5,)}}, "worst: expected"),
     ],
 )

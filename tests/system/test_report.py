@@ -120,6 +120,13 @@ def test_a_report_of_one_and_of_two_runs(run: Path, tmp_path: Path, capsys: pyte
         assert ("Differences" in output.read_text(encoding="utf-8")) == (len(runs) == 2)
 
 
+def test_the_recipe_trains(tmp_path: Path) -> None:
+    limits = ["--data.training=12", "--trainer.max_steps=1", "--trainer.limit_val_batches=1"]
+    quick = ["--trainer.num_sanity_val_steps=0", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    assert main(["fit", "--config", "scenes.yaml", "--output", str(tmp_path / "run"), *limits, *quick]) == 0
+    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").is_file()
+
+
 def test_a_run_that_was_not_tested(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").mkdir()
     assert main(["report", str(tmp_path / "run")]) == 2

@@ -33,10 +33,11 @@ _BINS = 10
 
 
 class EvaluationRecorder(Callback):
-    """Keeps what a test finds; for modules whose `test_step` and `predict_step` return logits of the label's size.
+    """Keeps what a test finds.
 
-    The tables of all devices are gathered at the end of the test, and the worst images then go through the network once
-    more, on the first device, for their pictures.
+    Of modules whose `test_step` and `predict_step` return logits of the label's size, with the data of a
+    `SegmentationData`; of other tests nothing is kept. The tables of all devices are gathered at the end of the test,
+    and the worst images then go through the network once more, on the first device, for their pictures.
     """
 
     def __init__(self) -> None:
@@ -54,13 +55,17 @@ class EvaluationRecorder(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Add a batch."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(outputs, Tensor) or not isinstance(data, SegmentationData):
+            return
         if self._tables is None:
             self._tables = _Tables(outputs.shape[1]).to(outputs.device)
         self._tables.update(outputs, batch["label"], batch["index"])
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the tables, and draw the worst images."""
-        assert self._tables is not None
+        if self._tables is None:
+            return
         tables = self._tables.compute()
         if not trainer.is_global_zero:
             return
@@ -80,17 +85,22 @@ class EvaluationRecorder(Callback):
         shown = sorted({row for some in worst.values() for row in some})
         self._found["pictures"] = {row: _picture(trainer, pl_module, data, rows[row]) for row in shown}
 
-    def save(self, folder: Path, about: Mapping[str, Any]) -> None:
+    def save(self, folder: Path, about: Mapping[str, Any]) -> bool:
         """Write what was found, on the first device; on the others do nothing.
 
         Args:
             folder: See `EvaluationResult.save`.
             about: The fields `checkpoint`, `epoch`, `step`, `seed` and `versions` of the result; and `scores`, to which
                 those that follow from the tables are added.
+
+        Returns:
+            Whether a result was written.
         """
-        if self._found:
-            scores = {**self._found["scores"], **about["scores"]}
-            EvaluationResult(**{**self._found, **about, "scores": scores}).save(folder)
+        if not self._found:
+            return False
+        scores = {**self._found["scores"], **about["scores"]}
+        EvaluationResult(**{**self._found, **about, "scores": scores}).save(folder)
+        return True
 
 
 def _lowest(values: Tensor) -> tuple[int, ...]:

@@ -24,6 +24,9 @@ FORMAT = 1
 PICTURE_SIZE = 320
 """The longer side of a stored picture is at most this, in pixels."""
 
+IMAGE_SCORES = {"IoU": "IoU, mean over the image's classes", "Acc": "share of pixels that are right"}
+"""The scores of `image_scores` and what they are."""
+
 _PLAIN = ("split", "checkpoint", "epoch", "step", "seed", "versions", "classes", "colours", "images", "scores", "worst")
 _TENSORS = ("counts", "confusion", "calibration", "class_calibration")
 _AGAIN = "Run the test again: softjaccard test RUN."
@@ -94,7 +97,7 @@ class EvaluationResult:
         calibration: float64 (N, 3, bins): pixels, confidence and hits of each image's most probable classes, in bins of
             the confidence.
         class_calibration: float64 (C, 3, bins): the same of each class at all pixels of all images.
-        worst: Rows of the images with the lowest score of their own, lowest first, by the score's name.
+        worst: Rows of the images with the lowest score of their own, lowest first, by its name in `IMAGE_SCORES`.
         pictures: Of the images in `worst`, by their row.
     """
 
@@ -133,6 +136,8 @@ class EvaluationResult:
                 raise ValueError(f"{name}: expected ({rows}, 3, bins), got {tuple(tensor.shape)}")
         if len(self.colours) != classes:
             raise ValueError(f"colours: expected one for each of {classes} classes, got {len(self.colours)}")
+        if not set(self.worst) <= set(IMAGE_SCORES):
+            raise ValueError(f"worst: expected scores out of {', '.join(IMAGE_SCORES)}, got {', '.join(self.worst)}")
         shown = {row for rows in self.worst.values() for row in rows}
         if shown != set(self.pictures) or not shown <= set(range(images)):
             raise ValueError(f"worst: expected rows of the {images} images, with a picture each, got {sorted(shown)}")

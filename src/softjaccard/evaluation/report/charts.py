@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from softjaccard.evaluation.markup import Markup, join, tag
+from softjaccard.evaluation.report.markup import Markup, join, tag
 
 _WIDTH = 360
 
