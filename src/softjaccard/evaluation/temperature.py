@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,9 +21,9 @@ from softjaccard.statistics.pixels import Options, Pixels, resolve_pixels
 
 Batch = tuple[Tensor, LabelLike] | tuple[Tensor, LabelLike, Tensor]
 
-#: Temperatures tried in a pass over the batches; each pass narrows the range down to one gap between them.
-_TRIED = 10
-_PASSES = 4
+#: Temperatures from one end of the range to the other; each pass narrows the range down to one gap between them.
+_TRIED = 11
+_NARROWINGS = 4
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,14 @@ def fit_temperature(
     low, high = bounds
     if not 0 < low < high < math.inf:
         raise InputError(f"bounds: expected two positive numbers, the smaller first, got {bounds}")
-    if iter(batches) is batches:
+    if isinstance(batches, Iterator):
         raise InputError(
-            f"batches: expected something to go through several times, such as a list, got the iterator "
+            "batches: expected something to go through several times, such as a list, got an iterator, "
             f"{describe(batches)}"
         )
     options = Options(ignore_index, activation)
     # Temperature 1 comes first, for the likelihood before.
-    tried = [1.0, *_spread(low, high, _TRIED + 1)]
+    tried = [1.0, *_spread(low, high)]
     (before, at_one), *ends = _evaluate(batches, tried, options)
     if at_one == 0 and low <= 1 <= high:
         return Temperature(1.0, before, before, None)
@@ -98,10 +98,10 @@ def fit_temperature(
     if ends[-1][1] >= 0:
         return Temperature(high, before, ends[-1][0], "upper")
     tried, slopes = tried[1:], [slope for _, slope in ends]
-    for _ in range(_PASSES - 1):
+    for _ in range(_NARROWINGS - 1):
         number = next(number for number, slope in enumerate(slopes) if slope <= 0)
         left, right = slopes[number - 1], slopes[number]
-        tried = _spread(tried[number - 1], tried[number], _TRIED + 1)
+        tried = _spread(tried[number - 1], tried[number])
         slopes = [left, *(slope for _, slope in _evaluate(batches, tried[1:-1], options)), right]
     number = next(number for number, slope in enumerate(slopes) if slope <= 0)
     # The slope is as good as a straight line in log T between temperatures as close as these.
@@ -111,10 +111,10 @@ def fit_temperature(
     return Temperature(value, before, after, None)
 
 
-def _spread(low: float, high: float, number: int) -> list[float]:
+def _spread(low: float, high: float) -> list[float]:
     """Temperatures from ``low`` to ``high``, evenly spread in their logarithm."""
-    ratio = math.log(high / low)
-    return [low, *(low * math.exp(ratio * step / (number - 1)) for step in range(1, number - 1)), high]
+    ratio = high / low
+    return [low, *(low * ratio ** (step / (_TRIED - 1)) for step in range(1, _TRIED - 1)), high]
 
 
 def _evaluate(batches: Iterable[Batch], temperatures: list[float], options: Options) -> list[tuple[float, float]]:

@@ -96,11 +96,11 @@ def _equal_mass_gaps(cells: Tensor) -> Tensor:
 class CalibrationError(Metric):
     """Calibration errors, Brier score and negative log-likelihood; see :func:`calibration_scores` for their meaning.
 
-    Its memory is constant: sums in bins for the most probable class and for every class. Only with ``per_image`` a
-    table grows, by the scores of each image.
+    Its memory is constant: sums in bins for the most probable class and for every class, 640 * (C + 1) bytes for each
+    bin. Only with ``per_image`` a table grows, by the scores of each image.
 
-    The scores are called as there, such as ``ECE``, and are of all pixels together. ``per_image`` adds means over
-    images, such as ``ECE_I``: each image has its own score, with SCE and ACE over the classes in its label only, and
+    The plain names, such as ``ECE``, are scores of all pixels together. ``per_image`` adds means over images, such as
+    ``ECE_I``: each image has its own score, with SCE and ACE over the classes in its label only, and
     images without pixels that count are left out. ``boundary_kernel_size`` adds all scores once more for the band
     that :func:`softjaccard.boundary` marks and for the rest. The band's width is in the name, both sides of the edge
     together: ``ECE_boundary_2px`` and ``ECE_interior_2px`` for a kernel size of 3. Under a soft label the band is that
