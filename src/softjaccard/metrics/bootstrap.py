@@ -67,9 +67,9 @@ def bootstrap_interval(
         True
     """
     runs = _runs("counts", counts)
-    chosen = Score.parse(score, classes, binary)
+    chosen = Score.parse(score, runs.shape[2], classes, binary)
     draws = _draws(runs.shape[1], resamples, seed)
-    scores = torch.cat([_of_runs(chosen, runs, drawn) for drawn in draws.split(_draws_at_once(runs))])
+    scores = torch.cat([_of_runs(chosen, runs, drawn) for drawn in torch.split(draws, _draws_at_once(runs))])
     return Interval(float(_plain(chosen, runs)), *_percentiles(scores))
 
 
@@ -114,12 +114,12 @@ def paired_bootstrap(
     runs_a, runs_b = _runs("counts_a", counts_a), _runs("counts_b", counts_b)
     order_a, order_b = _matched(runs_a, runs_b, ids_a, ids_b)
     runs_a, runs_b = runs_a[:, order_a], runs_b[:, order_b]
-    chosen = Score.parse(score, classes, binary)
+    chosen = Score.parse(score, runs_a.shape[2], classes, binary)
     draws = _draws(runs_a.shape[1], resamples, seed)
     differences = torch.cat(
         [
             _of_runs(chosen, runs_a, drawn) - _of_runs(chosen, runs_b, drawn)
-            for drawn in draws.split(_draws_at_once(runs_a))
+            for drawn in torch.split(draws, _draws_at_once(runs_a))
         ]
     )
     tail = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
@@ -161,7 +161,9 @@ def _matched(runs_a: Tensor, runs_b: Tensor, ids_a: Tensor | None, ids_b: Tensor
         ordered.append(values)
     if not torch.equal(*ordered):
         only = sorted(set(ordered[0].tolist()) ^ set(ordered[1].tolist()))
-        raise ValueError(f"ids_b: expected the images of ids_a; {len(only)} are in one of the two only, such as {only[0]}")
+        raise ValueError(
+            f"ids_b: expected the images of ids_a; {len(only)} are in one of the two only, such as {only[0]}"
+        )
     return orders[0], orders[1]
 
 
@@ -190,7 +192,7 @@ def _of_draws(score: Score, counts: Tensor, drawn: Tensor) -> Tensor:
     if score.per == "dataset":
         # How often each image was drawn, times its counts; float64 holds the sums exactly.
         times = torch.zeros(drawn.shape, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
-        totals = (times @ counts.flatten(1).double()).unflatten(1, counts.shape[1:])
+        totals = (times @ counts.flatten(1).double()).view(-1, *counts.shape[1:])
         values, active = score.values(totals.unsqueeze(1))
     else:
         values, active = (of_images[drawn] for of_images in score.terms(counts))

@@ -55,7 +55,9 @@ def boundary_counts(
     _check_width(width)
     ids, label = class_maps(predictions, label, num_classes, mask=mask, ignore_index=ignore_index)
     if label.ndim < 2:
-        raise ValueError(f"label: expected at least one spatial dimension, (B, *spatial), got shape {tuple(label.shape)}")
+        raise ValueError(
+            f"label: expected at least one spatial dimension, (B, *spatial), got shape {tuple(label.shape)}"
+        )
     kept = kept_pixels(label, tuple(label.shape), None, ignore_index)
     check_ids("label", label, kept, num_classes)
     check_ids("predictions", ids, kept, num_classes)

@@ -100,7 +100,7 @@ def _confusion(ids: Tensor, label: Tensor, num_classes: int, ignore_index: int) 
     size = max(1, min(_CHUNK, len(label)) if label.device.type == "cpu" else len(label))
     buffers = torch.empty((2, size), dtype=narrow, device=label.device)
     beside = False  # whether a label is no class
-    for part_ids, part_label in zip(ids.split(size), label.split(size), strict=True):
+    for part_ids, part_label in zip(torch.split(ids, size), torch.split(label, size), strict=True):
         rows, cells = buffers[:, : len(part_label)]
         low, high = _copy(part_label, rows)
         least, most = _copy(part_ids, cells)
@@ -117,10 +117,9 @@ def _confusion(ids: Tensor, label: Tensor, num_classes: int, ignore_index: int) 
         beside |= low < 0 or high >= num_classes
         part_counts = counts[(start - first) * num_classes :]
         part_counts += torch.bincount(cells, minlength=len(part_counts))
-    table = counts.view(-1, num_classes)
-    if beside:
-        table[(ignore_index if first <= ignore_index <= last else spare) - first] = 0
-        table[-1] = 0
+    table = counts.view(-1, num_classes)[:-1]
+    if first <= ignore_index <= last:
+        table[ignore_index - first] = 0
     confusion = table[-first : num_classes - first]
     if beside and int(table.sum()) != int(confusion.sum()):  # between the classes and the ignored id
         check_ids("label", label, label.to(torch.int64) != ignore_index, num_classes)

@@ -16,7 +16,7 @@ from torch import Tensor
 from softjaccard.labels.checks import describe, is_integer
 from softjaccard.metrics.counts import image_counts
 from softjaccard.metrics.table import CountsTable
-from softjaccard.statistics.reducer import Per, reduce_classes, weighted_mean
+from softjaccard.statistics.reducer import Per, reduce_classes
 
 ActiveRule: TypeAlias = Literal["present", "predicted", "either", "all"]
 Classes: TypeAlias = ActiveRule | Sequence[int] | None
@@ -40,13 +40,13 @@ class Score:
     binary: bool = False
 
     @classmethod
-    def parse(cls, name: str, classes: Classes = None, binary: bool = False) -> Score:
-        """The score of this name.
+    def parse(cls, name: str, num_classes: int, classes: Classes = None, binary: bool = False) -> Score:
+        """The score of this name, for tables of so many classes.
 
         Raises:
             ValueError: There is none, or an option is unknown.
         """
-        _check_classes(classes, binary)
+        _check_classes(classes, binary, num_classes)
         if name == "Acc":
             return cls(name, "Acc", "dataset")
         found = _NAME.fullmatch(name)
@@ -75,8 +75,7 @@ class Score:
         if not self.worst:
             return reduce_classes(values, active, self.per)
         if self.per == "image":
-            images, some = weighted_mean(values, active.to(values.dtype), 1)
-            values, active = images.unsqueeze(1), some.unsqueeze(1)
+            values, active = _means(values, active, 1).unsqueeze(1), active.any(1, keepdim=True)
         return reduce_classes(_lowest(values, active, self.worst), active.any(0, keepdim=True), "dataset")
 
     def of(self, counts: Tensor) -> Tensor:
@@ -100,7 +99,7 @@ class Score:
 
 
 def ratio(counts: Tensor, family: str) -> Tensor:
-    """Accuracy tp / (tp + fn), IoU tp / (tp + fp + fn) or Dice 2 tp / (2 tp + fp + fn); 0 / 0 is 1, as in the losses."""
+    """Accuracy tp / (tp + fn), IoU tp / (tp + fp + fn) or Dice 2 tp / (2 tp + fp + fn); 0 / 0 is 1, as in losses."""
     hits, false_positive, false_negative = counts.double().unbind(-1)
     if family == "Dice":
         hits = 2 * hits
@@ -121,12 +120,18 @@ def active_classes(counts: Tensor, classes: ActiveRule | Sequence[int]) -> Tenso
     counted = present.any(-1, keepdim=True).expand_as(present)
     if classes == "all":
         return counted
-    number = counts.shape[-2]
-    if max(classes) >= number:
-        raise ValueError(f"classes: expected ids below the number of classes {number}, got {list(classes)}")
-    listed = torch.zeros(number, dtype=torch.bool, device=counts.device)
+    listed = torch.zeros(counts.shape[-2], dtype=torch.bool, device=counts.device)
     listed[list(classes)] = True
     return counted & listed
+
+
+def _means(values: Tensor, active: Tensor, dim: int) -> Tensor:
+    """Means of the active values ``(N, C)`` along a dimension; 0 where there is none."""
+
+    def mean(some: Tensor, of_these: Tensor) -> Tensor:
+        return reduce_classes(some.unsqueeze(0), of_these.unsqueeze(0), "dataset")
+
+    return torch.vmap(mean, in_dims=1 - dim)(values, active)
 
 
 def _lowest(values: Tensor, active: Tensor, quantiles: Sequence[float]) -> Tensor:
@@ -195,12 +200,11 @@ def fine_grained_iou(
     """
     counts = check_counts("counts", counts)
     _check_quantiles(quantiles)
-    scores = {name: Score.parse(name, classes, binary).of(counts) for name in score_names(quantiles)}
+    scores = {name: Score.parse(name, counts.shape[1], classes, binary).of(counts) for name in score_names(quantiles)}
     for family in FAMILIES:
         for per in ("D", "C"):
-            values, active = Score.parse(f"m{family}_{per}", classes, binary).terms(counts)
-            by_class, seen = weighted_mean(values, active.to(values.dtype), 0)
-            scores |= {f"{family}_{per}": by_class, f"active_{per}": seen}
+            values, active = Score.parse(f"m{family}_{per}", counts.shape[1], classes, binary).terms(counts)
+            scores |= {f"{family}_{per}": _means(values, active, 0), f"active_{per}": active.any(0)}
     return scores
 
 
@@ -211,7 +215,8 @@ def table_score(counts: Tensor, score: str, *, classes: Classes = None, binary: 
         >>> table_score(torch.tensor([[[3, 0, 1], [2, 1, 0]]]), "mDice_D")
         tensor(0.8286, dtype=torch.float64)
     """
-    return Score.parse(score, classes, binary).of(check_counts("counts", counts))
+    counts = check_counts("counts", counts)
+    return Score.parse(score, counts.shape[1], classes, binary).of(counts)
 
 
 def check_counts(name: str, counts: Tensor) -> Tensor:
@@ -228,15 +233,20 @@ def check_counts(name: str, counts: Tensor) -> Tensor:
     return counts if len(counts) else counts.new_zeros((1, *counts.shape[1:]))
 
 
-def _check_classes(classes: Classes, binary: bool) -> None:
+def _check_classes(classes: Classes, binary: bool, num_classes: int) -> None:
     if binary and classes is not None:
         raise ValueError(f"classes: expected None where binary=True takes class 1 alone, got {classes!r}")
-    listed = isinstance(classes, Sequence) and classes and all(isinstance(i, int) and i >= 0 for i in classes)
-    if classes is not None and classes not in get_args(ActiveRule) and not listed:
+    if binary and num_classes != 2:
+        raise ValueError(f"binary: expected 2 classes, got {num_classes}")
+    if classes is None or classes in get_args(ActiveRule):
+        return
+    if isinstance(classes, str) or not classes or not all(isinstance(i, int) and i >= 0 for i in classes):
         raise ValueError(
             f"classes: expected one of {', '.join(map(repr, get_args(ActiveRule)))}, a list of class ids, or None, got "
             f"{classes!r}"
         )
+    if max(classes) >= num_classes:
+        raise ValueError(f"classes: expected ids below the number of classes {num_classes}, got {list(classes)}")
 
 
 def _check_quantiles(quantiles: Sequence[float]) -> None:
@@ -284,7 +294,7 @@ class FineGrainedIoU(CountsTable):
     ) -> None:
         """See the class."""
         super().__init__(num_classes, ignore_index, **options)
-        _check_classes(classes, binary)
+        _check_classes(classes, binary, num_classes)
         _check_quantiles(quantiles)
         self.classes, self.binary, self.quantiles = classes, binary, tuple(quantiles)
 
@@ -294,6 +304,4 @@ class FineGrainedIoU(CountsTable):
 
     def compute(self) -> dict[str, Tensor]:
         """Return the scores; see :func:`fine_grained_iou`."""
-        return fine_grained_iou(
-            self.table()[0], classes=self.classes, binary=self.binary, quantiles=self.quantiles
-        )
+        return fine_grained_iou(self.table()[0], classes=self.classes, binary=self.binary, quantiles=self.quantiles)

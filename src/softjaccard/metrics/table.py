@@ -80,7 +80,7 @@ class CountsTable(Metric):
         first = torch.ones(len(with_id), dtype=torch.bool, device=rows.device)
         first[1:] = with_id[1:, 0] != with_id[:-1, 0]
         rows = torch.cat((with_id[first], rows[~named]))
-        return rows[:, 1:].unflatten(1, (self.num_classes, 3)), rows[:, 0]
+        return rows[:, 1:].reshape(-1, self.num_classes, 3), rows[:, 0]
 
     def sync(self, *arguments: Any, **options: Any) -> None:
         """Gather the rows of all ranks; one without images takes part with an empty table of the right shape."""

@@ -12,7 +12,7 @@ Per: TypeAlias = Literal["dataset", "image", "class"]
 PER: tuple[Per, ...] = ("dataset", "image", "class")
 
 
-def weighted_mean(values: Tensor, weights: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+def _mean(values: Tensor, weights: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Weighted mean along ``dim``, and where there was any weight; 0 where there was none."""
     total = weights.sum(dim)
     some = total != 0
@@ -50,7 +50,7 @@ def reduce_classes(values: Tensor, active: Tensor, per: Per, class_weight: Tenso
     present = active.to(values.dtype)
     weight = values.new_ones(values.shape[1]) if class_weight is None else class_weight.to(values)
     if per == "class":
-        by_class, seen = weighted_mean(values, present, 0)
-        return weighted_mean(by_class, seen * weight, 0)[0]
-    by_image, seen = weighted_mean(values, present * weight, 1)
-    return weighted_mean(by_image, seen.to(values.dtype), 0)[0]
+        by_class, seen = _mean(values, present, 0)
+        return _mean(by_class, seen * weight, 0)[0]
+    by_image, seen = _mean(values, present * weight, 1)
+    return _mean(by_image, seen.to(values.dtype), 0)[0]
