@@ -102,8 +102,8 @@ def test_the_differences_are_those_of_the_stored_scores(runs: list[Path]) -> Non
     true.append(100 * (results[1].scores["ECE"] - results[0].scores["ECE"]))
     assert list(rows)[3:] == ["mIoUI, worst 5 %", "mIoUC, worst 5 %", "mDiceD", "mAccD", "Acc", "ECE"]
     for expected, (cell, verdict, _) in zip(true, rows.values(), strict=True):
-        value, low, high = map(float, re.fullmatch(r"([+-]\d+\.\d)([+-]\d+\.\d) to ([+-]\d+\.\d)", cell).groups())
-        assert value == float(f"{expected:.1f}")
+        value, low, high = map(float, re.fullmatch(r"([+-]\d+\.\d\d)([+-]\d+\.\d\d) to ([+-]\d+\.\d\d)", cell).groups())
+        assert value == float(f"{expected:.2f}")
         assert low <= value <= high
         assert ("higher" in verdict, "lower" in verdict) == (low > 0, high < 0)
     assert rows["mIoUD"][1] == "higher, better"
@@ -112,7 +112,7 @@ def test_the_differences_are_those_of_the_stored_scores(runs: list[Path]) -> Non
 
 def test_a_run_against_itself_is_not_separable_from_zero(runs: list[Path]) -> None:
     for cell, verdict, _ in rows_of(section(page_of(runs[0], runs[0]), "differences")).values():
-        assert (cell, verdict) == ("+0.0+0.0 to +0.0", "not separable from zero")
+        assert (cell, verdict) == ("+0.00+0.00 to +0.00", "not separable from zero")
 
 
 def test_a_lower_calibration_error_is_better(runs: list[Path], tmp_path: Path) -> None:
@@ -324,6 +324,8 @@ onload = () => {
   parent.postMessage({
     width, scrollWidth: document.documentElement.scrollWidth, outside: outside.map(element => element.outerHTML),
     panels: [...document.querySelectorAll("section, figure, svg, img, .bars, .scroll")].map(box),
+    squeezed: [...document.querySelectorAll("th, td")].filter(
+      cell => cell.offsetHeight > 6 * cell.offsetWidth).map(cell => cell.outerHTML),
     smallestText: Math.min(...fonts),
   }, "*");
 };
@@ -355,6 +357,7 @@ def test_a_browser_shows_all_of_it_at_two_widths(runs: list[Path], tmp_path: Pat
     for measured in (wide, narrow):
         assert measured["scrollWidth"] <= measured["width"]
         assert measured["outside"] == []
+        assert measured["squeezed"] == []
         assert measured["smallestText"] > 10
     height = math.ceil(max(bottom for _, _, _, bottom in wide["panels"]))
     screenshot = tmp_path / "screenshot.png"

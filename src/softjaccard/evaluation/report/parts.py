@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from softjaccard.evaluation.report.markup import Markup, tag
+from softjaccard.evaluation.report.markup import Markup, join, tag
 from softjaccard.evaluation.results import EvaluationResult
 
 MOST_CLASSES = 40
@@ -50,10 +50,10 @@ def score_label(name: str) -> Markup:
     """Write mIoU_I_worst5 with a raised I and the rest in words."""
     found = re.fullmatch(r"(\w+?)_([DIC])(?:_worst_?(\w+))?", name)
     if not found:
-        return tag("span", name, class_="name")
+        return join(name)
     base, letter, worst = found.groups()
     words = {None: "", "mean": ", worst cases"}.get(worst, f", worst {worst} %")
-    return tag("span", base, tag("sup", letter), words, class_="name")
+    return join(base, tag("sup", letter), words)
 
 
 def score_text(name: str, value: float) -> str:

@@ -111,7 +111,7 @@ def _difference_row(name: str, interval: Range, reach: float, run: Run) -> Marku
     return tag(
         "tr",
         tag("th", score_label(name), scope="row"),
-        tag("td", tag("b", f"{100 * value:+.1f}"), small(f"{100 * low:+.1f} to {100 * high:+.1f}"), class_="number"),
+        tag("td", tag("b", f"{100 * value:+.2f}"), small(f"{100 * low:+.2f} to {100 * high:+.2f}"), class_="number"),
         tag("td", verdict),
         tag("td", interval_mark(value, low, high, reach, run.colour)),
     )
