@@ -58,7 +58,7 @@ def test_every_class_has_a_colour(count: int) -> None:
     assert len(colours) == len(set(colours)) == count
     assert all(0 <= channel <= 255 for colour in colours for channel in colour)
     neighbours = torch.tensor(colours, dtype=torch.float64).diff(dim=0).norm(dim=1)
-    assert neighbours.min() > 60
+    assert neighbours.min() > 40
 
 
 def test_a_data_set_keeps_its_colours() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +15,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from softjaccard.data.module import Batch, SegmentationData, SegmentationDataset
 from softjaccard.data.transforms import IGNORE_INDEX
+from softjaccard.evaluation.colours import distinct_colours
 from softjaccard.evaluation.figures import PALETTE
 from softjaccard.evaluation.results import EvaluationResult, Picture, image_scores
 from softjaccard.metrics import (
@@ -133,10 +133,8 @@ def class_colours(dataset: SegmentationDataset) -> tuple[tuple[int, int, int], .
         return tuple((int(r), int(g), int(b)) for r, g, b in own)
     if dataset.num_classes <= len(PALETTE):
         return tuple(cast(tuple[int, int, int], ImageColor.getrgb(colour)) for colour in PALETTE[: dataset.num_classes])
-    # Hues by steps of the golden ratio: near each other only for classes that are far apart.
-    hues = (number * 0.618034 % 1 for number in range(dataset.num_classes))
-    values = (colorsys.hsv_to_rgb(hue, 0.65, (0.95, 0.7)[number % 2]) for number, hue in enumerate(hues))
-    return tuple((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in values)
+    # The first of these, black, is for pixels without a label.
+    return tuple((r, g, b) for r, g, b in distinct_colours(dataset.num_classes + 1)[1:].tolist())
 
 
 class _Tables(Metric):
