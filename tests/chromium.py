@@ -24,11 +24,14 @@ def find_chromium() -> str:
         pytest.skip("there is no chromium, and it can be installed by root with apt-get only")
     for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        result = subprocess.run(
-            ["apt-get", *command], env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
-        if result.returncode != 0:
-            pytest.skip(f"there is no chromium, and apt-get {command[0]} failed: {result.stderr.strip()[-300:]}")
+        try:
+            subprocess.run(
+                ["apt-get", *command], env=environment, capture_output=True, text=True, timeout=300, check=True
+            )
+        except subprocess.TimeoutExpired:
+            pytest.skip(f"there is no chromium, and apt-get {command[0]} took more than 5 minutes")
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"there is no chromium, and apt-get {command[0]} failed: {error.stderr.strip()[-300:]}")
     return shutil.which("chromium") or pytest.skip("apt-get installed no chromium")
 
 
