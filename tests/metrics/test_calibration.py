@@ -323,12 +323,12 @@ def test_ignored_pixels_may_hold_anything() -> None:
 
 def test_any_layout_in_memory() -> None:
     logits, label, _ = random_batch((12, 10))
-    expected = calibration_sums(logits, label, ignore_index=255, from_logits=True)
+    expected = calibration_sums(logits, label, ignore_index=255, from_logits=True, per_image=True)
     last = logits.to(memory_format=torch.channels_last)
     padded = torch.nn.functional.pad(logits, (3, 2, 1, 4))[:, :, 1:-4, 3:-2]
     for values in (last, padded):
         assert not values.is_contiguous()
-        found = calibration_sums(values, label, ignore_index=255, from_logits=True)
+        found = calibration_sums(values, label, ignore_index=255, from_logits=True, per_image=True)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
         torch.testing.assert_close(found.cells[..., 0, :, :].sum(-1), expected.cells[..., 0, :, :].sum(-1))
 

@@ -16,8 +16,8 @@ from softjaccard.labels import LabelLike, as_label
 from softjaccard.labels.checks import describe
 from softjaccard.labels.kinds import Label
 from softjaccard.metrics.inputs import check_mask
-from softjaccard.statistics.chunked import Tile, cut, for_each_tile
 from softjaccard.statistics.pixels import Options, Pixels, resolve_pixels
+from softjaccard.statistics.tiles import Tile, Tiles, Workspace
 
 Batch = tuple[Tensor, LabelLike] | tuple[Tensor, LabelLike, Tensor]
 
@@ -119,24 +119,9 @@ def _spread(low: float, high: float) -> list[float]:
 
 def _evaluate(batches: Iterable[Batch], temperatures: list[float], options: Options) -> list[tuple[float, float]]:
     """At each temperature T, the mean over pixels of -log likelihood and its derivative with respect to 1 / T."""
-    sums = torch.zeros((len(temperatures), 2), dtype=torch.float64)
-    pixels = 0.0
+    sums, pixels = torch.zeros((len(temperatures), 2), dtype=torch.float64), 0.0
     for logits, label, *mask in batches:
-        fitted = _check(logits, label, mask, options)
-
-        def work(
-            tile: Tile, logits: Tensor = logits, label: Label = fitted, mask: list[Tensor] = mask
-        ) -> tuple[Tensor, Tensor]:
-            part = [cut(each, tile).unsqueeze(1) for each in mask]
-            one = resolve_pixels(
-                cut(logits, tile).double(),
-                label.map(lambda tensor: cut(tensor, tile)),
-                part[0] if part else None,
-                options,
-            )
-            return _sum_tile(one, temperatures, options)
-
-        for found, counted in for_each_tile(logits, work):
+        for found, counted in _sum_batch(logits, label, mask, temperatures, options):
             sums += found.cpu()
             pixels += counted.item()
     if pixels == 0:
@@ -145,6 +130,24 @@ def _evaluate(batches: Iterable[Batch], temperatures: list[float], options: Opti
             "needs some"
         )
     return [(nll, slope) for nll, slope in (sums / pixels).tolist()]
+
+
+def _sum_batch(
+    logits: Tensor, label: LabelLike, mask: list[Tensor], temperatures: list[float], options: Options
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The sums of each tile; see :func:`_sum_tile`."""
+    fitted = _check(logits, label, mask, options)
+    tiles = Tiles(logits, options)
+
+    def work(tile: Tile, _: Workspace) -> tuple[Tensor, Tensor]:
+        def cut(tensor: Tensor) -> Tensor:
+            return tiles.cut(tensor, tile)
+
+        selected = cut(mask[0]).unsqueeze(1) if mask else None
+        pixels = resolve_pixels(cut(logits).double(), fitted.map(cut), selected, options)
+        return _sum_tile(pixels, temperatures, options)
+
+    return (sums for _, sums in tiles.for_each(work))
 
 
 def _check(logits: Tensor, label: LabelLike, mask: list[Tensor], options: Options) -> Label:

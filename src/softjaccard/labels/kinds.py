@@ -111,6 +111,8 @@ def _expect_index(name: str, index: Tensor, shape: torch.Size, activation: Activ
         hint = "; remove the channel dimension with label.squeeze(1)"
     elif index.shape == shape:
         hint = "; one-hot integers become a distribution with label.float()"
+    elif index.ndim == len(shape) - 1 and index.shape[0] == shape[0]:
+        hint = "; logits of a lower resolution than the label are interpolated by upsample='bilinear'"
     raise ValueError(f"{name}: expected integers of shape {expected} for these logits, got {describe(index)}{hint}")
 
 

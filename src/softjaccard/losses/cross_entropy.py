@@ -11,8 +11,9 @@ from torch import Tensor
 from softjaccard.labels import LabelLike
 from softjaccard.labels.kinds import Activation
 from softjaccard.losses.base import StatisticsLoss
+from softjaccard.statistics.distributed import ProcessGroupLike
 from softjaccard.statistics.pixels import is_binary
-from softjaccard.statistics.region import Backend, RegionStatistics
+from softjaccard.statistics.region import Backend, RegionStatistics, Upsample
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -29,7 +30,10 @@ class CrossEntropyOptions(TypedDict, total=False):
     activation: Activation
     temperature: float
     ignore_index: int
+    upsample: Upsample
+    align_corners: bool
     backend: Backend
+    process_group: ProcessGroupLike
 
 
 def mean_over_labels(terms: Tensor, statistics: RegionStatistics, class_weight: Tensor | None) -> Tensor:
@@ -64,7 +68,13 @@ class CrossEntropyLoss(StatisticsLoss):
         activation: ``"softmax"``; ``"sigmoid"`` for binary and multilabel masks; None: the input is probabilities.
         temperature: divides the logits, and a teacher's unless it has its own.
         ignore_index: the class id of pixels that do not count.
+        upsample: ``"bilinear"`` for logits of a lower resolution than the label, which are interpolated inside; see
+            :func:`~softjaccard.statistics.region_statistics`.
+        align_corners: of the interpolation.
         backend: ``"auto"``, ``"chunked"`` or ``"reference"``.
+        process_group: the loss of the batches of several ranks joined, with DistributedDataParallel: the name
+            ``"world"`` (this process alone where torch.distributed is not initialised) or a
+            :class:`torch.distributed.ProcessGroup`. See :mod:`softjaccard.losses`.
 
     Example:
         >>> logits, label = torch.tensor([[[2.0, -1.0], [0.0, 1.0]]]), torch.tensor([[0, 1]])
@@ -81,7 +91,10 @@ class CrossEntropyLoss(StatisticsLoss):
         activation: Activation = "softmax",
         temperature: float = 1.0,
         ignore_index: int = -100,
+        upsample: Upsample = None,
+        align_corners: bool = False,
         backend: Backend = "auto",
+        process_group: ProcessGroupLike = None,
     ) -> None:
         """See the class."""
         super().__init__(
@@ -90,7 +103,10 @@ class CrossEntropyLoss(StatisticsLoss):
             temperature=temperature,
             gradient="exact",
             ignore_index=ignore_index,
+            upsample=upsample,
+            align_corners=align_corners,
             backend=backend,
+            process_group=process_group,
         )
 
     @property
@@ -100,8 +116,9 @@ class CrossEntropyLoss(StatisticsLoss):
 
     def from_statistics(self, statistics: RegionStatistics) -> Tensor:
         """See :meth:`StatisticsLoss.from_statistics`."""
-        terms = statistics["cross_entropy"]
-        return mean_over_labels(terms, statistics, self.weight_for(terms))
+        total, _ = self.over_ranks(statistics)
+        terms = total["cross_entropy"]
+        return mean_over_labels(terms, total, self.weight_for(terms))
 
 
 class KLDivergenceLoss(CrossEntropyLoss):
@@ -125,8 +142,9 @@ class KLDivergenceLoss(CrossEntropyLoss):
 
     def from_statistics(self, statistics: RegionStatistics) -> Tensor:
         """See :meth:`StatisticsLoss.from_statistics`."""
-        terms = statistics["cross_entropy"] - statistics["label_entropy"]
-        return self.temperature**2 * mean_over_labels(terms, statistics, self.weight_for(terms))
+        total, _ = self.over_ranks(statistics)
+        terms = total["cross_entropy"] - total["label_entropy"]
+        return self.temperature**2 * mean_over_labels(terms, total, self.weight_for(terms))
 
 
 def cross_entropy(

@@ -174,6 +174,7 @@ class CalibrationError(Metric):
             ignore_index=self.ignore_index,
             from_logits=self.from_logits,
             boundary_kernel_size=self.boundary_kernel_size,
+            per_image=self.per_image,
         )
         if self.per_image and len(probabilities):
             rows = torch.stack([self._row(sums.at(image)) for image in range(len(probabilities))])

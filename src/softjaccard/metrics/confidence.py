@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from softjaccard.labels import LabelLike, as_label, boundary
 from softjaccard.labels.checks import ValueCheck, describe
 from softjaccard.labels.kinds import HardLabel, Label, LabelOptions, class_ids
 from softjaccard.metrics.inputs import at_least_single, check_distribution, check_mask, check_num_classes
-from softjaccard.statistics.chunked import Tile, cut, in_threads, thread_count, tiles
-from softjaccard.statistics.pixels import SMALLEST_PROBABILITY
+from softjaccard.statistics.pixels import SMALLEST_PROBABILITY, Options
+from softjaccard.statistics.tiles import Tile, Tiles, Workspace
 
 #: Each bin is kept as so many finer ones, from which bins of equal mass can be made.
 FINE_BINS = 20
@@ -45,25 +45,8 @@ class _Options:
     bins: int
     ignore_index: int
     from_logits: bool
-    boundary_kernel_size: int | None
-
-    @property
-    def regions(self) -> int:
-        return 1 if self.boundary_kernel_size is None else 2
-
-
-class _Image(NamedTuple):
-    """One image (1, C, *spatial), or one tile of it with its spatial axes flattened."""
-
-    values: Tensor
-    label: Label
-    mask: Tensor | None
-    band: Tensor | None
-    """Boolean (1, *spatial): the pixels at a boundary."""
-
-    def cut(self, tile: Tile) -> _Image:
-        maps = (None if each is None else cut(each, tile) for each in (self.mask, self.band))
-        return _Image(cut(self.values, tile), self.label.map(lambda tensor: cut(tensor, tile)), *maps)
+    regions: int
+    per_image: bool
 
 
 def calibration_sums(
@@ -75,8 +58,9 @@ def calibration_sums(
     ignore_index: int = -100,
     from_logits: bool = False,
     boundary_kernel_size: int | None = None,
+    per_image: bool = False,
 ) -> CalibrationSums:
-    """Pixels, confidence, hits and losses of each image, a tile of pixels at a time.
+    """Pixels, confidence, hits and losses of a batch, computed a tile of pixels at a time.
 
     Every class of a pixel has its probability as the confidence, and the label's probability of the class as the hit,
     which is 0 or 1 for hard labels. The most probable class of a pixel is counted once more in a row of its own. With
@@ -93,8 +77,10 @@ def calibration_sums(
         boundary_kernel_size: None for one region; else there are two, the pixels off and in the band that
             :func:`softjaccard.boundary` marks with this kernel size, for soft labels that of their most probable class.
 
+        per_image: whether to keep the images apart.
+
     Returns:
-        Sums with two further axes ``(B, regions)``.
+        Sums with the further axes ``(B, regions)``, or ``(1, regions)`` unless ``per_image``.
 
     Raises:
         TypeError: ``probabilities`` is not float, ``mask`` not boolean, or ``label`` no label.
@@ -119,8 +105,28 @@ def calibration_sums(
     fitted = as_label(label, probabilities.shape)
     if mask is not None:
         check_mask(mask, (*probabilities.shape[:1], *probabilities.shape[2:]))
-    options = _Options(bins, ignore_index, from_logits, boundary_kernel_size)
-    return _sum_images(_images(probabilities, fitted, mask, options), options, probabilities)
+    options = _Options(bins, ignore_index, from_logits, 1 if boundary_kernel_size is None else 2, per_image)
+    sums = _TileSums(probabilities, options).result()
+    if probabilities.numel() == 0:
+        return sums
+    band = None if boundary_kernel_size is None else _band(fitted, probabilities, mask, options, boundary_kernel_size)
+    tiles = Tiles(probabilities, Options())
+
+    def work(tile: Tile, _: Workspace) -> CalibrationSums:
+        def cut(tensor: Tensor) -> Tensor:
+            return tiles.cut(tensor, tile)
+
+        values = cut(probabilities)
+        selected, at_boundary = (None if each is None else cut(each).unsqueeze(1) for each in (mask, band))
+        part = _TileSums(values, options)
+        part.add(values, fitted.map(cut), selected, at_boundary)
+        return part.result()
+
+    for tile, part in tiles.for_each(work):
+        images = tile[0] if per_image else slice(None)
+        sums.cells[images] += part.cells
+        sums.losses[images] += part.losses
+    return sums
 
 
 def check_bins(bins: int) -> None:
@@ -129,32 +135,26 @@ def check_bins(bins: int) -> None:
         raise ValueError(f"bins: expected at least 1, got {bins}")
 
 
-def _images(values: Tensor, label: Label, mask: Tensor | None, options: _Options) -> list[_Image]:
-    images = []
-    for number in range(len(values)):
-        one: Tile = (slice(number, number + 1),)
-        part = label.map(lambda tensor, one=one: tensor[one])  # type: ignore[misc]
-        image = _Image(values[one], part, None if mask is None else mask[one], None)
-        images.append(image if options.boundary_kernel_size is None else image._replace(band=_band(image, options)))
-    return images
+def _band(label: Label, values: Tensor, mask: Tensor | None, options: _Options, kernel_size: int) -> Tensor:
+    """Boolean (B, *spatial): where the label's most probable class changes; not next to pixels that do not count."""
 
+    def of_image(number: int) -> Tensor:
+        def select(tensor: Tensor) -> Tensor:
+            return tensor[number : number + 1]
 
-def _band(image: _Image, options: _Options) -> Tensor:
-    """Boolean (1, *spatial): where the label's most probable class changes; not next to pixels that do not count."""
-    if isinstance(image.label, HardLabel):
-        ids = image.label.index.to(torch.int64)
-        counted = ids != options.ignore_index
-    else:
-        selected = None if image.mask is None else image.mask.unsqueeze(1)
-        value, kept = _resolve(image.label, image.values, selected, options)
-        ids, counted = value.argmax(1), torch.ones_like(value[:, 0], dtype=torch.bool) if kept is None else kept[:, 0]
-    if image.mask is not None:
-        counted = counted & image.mask
-    return boundary(torch.where(counted, ids, -1), options.boundary_kernel_size or 1, ignore_index=-1)
+        selected = None if mask is None else select(mask).unsqueeze(1)
+        ids, counted = _resolve(label.map(select), select(values), selected, options)
+        if not isinstance(label, HardLabel):
+            ids = ids.argmax(1, keepdim=True)
+        for each in (selected, counted):
+            ids = ids if each is None else torch.where(each, ids, -1)
+        return boundary(ids.squeeze(1), kernel_size, ignore_index=-1)
+
+    return torch.cat([of_image(number) for number in range(len(values))])
 
 
 def _resolve(label: Label, values: Tensor, selected: Tensor | None, options: _Options) -> tuple[Tensor, Tensor | None]:
-    """Of a hard label the ids (1, 1, ...), else the distribution (1, C, ...); and the pixels that have a label."""
+    """Of a hard label the ids (b, 1, ...), else the distribution (b, C, ...); and the pixels that have a label."""
     check = ValueCheck(raises=True)
     if isinstance(label, HardLabel):
         return class_ids(label.index.unsqueeze(1), values.shape[1], options.ignore_index, selected, check)
@@ -162,66 +162,46 @@ def _resolve(label: Label, values: Tensor, selected: Tensor | None, options: _Op
     return label.resolve(values.shape, dtype, LabelOptions(options.ignore_index), selected, check)
 
 
-def _sum_images(images: list[_Image], options: _Options, like: Tensor) -> CalibrationSums:
-    """Each image is cut into as many shares of tiles as there are threads, whatever the rest of the batch."""
-    tasks: list[tuple[int, list[Tile]]] = []
-    for number, image in enumerate(images):
-        everything = list(tiles(image.values)) if image.values.numel() else []
-        threads = thread_count(like.device, len(everything))
-        tasks += [(number, everything[start::threads]) for start in range(threads)]
-
-    def add_up(task: tuple[int, list[Tile]]) -> tuple[int, CalibrationSums]:
-        number, some = task
-        adder = _Adder(like, options)
-        for tile in some:
-            adder.add(images[number].cut(tile))
-        return number, adder.sums()
-
-    empty = _Adder(like, options).sums()
-    cells, losses = (sums.expand(len(images), *sums.shape).clone() for sums in empty)
-    for number, sums in in_threads(add_up, tasks, thread_count(like.device, len(tasks))):
-        cells[number] += sums.cells
-        losses[number] += sums.losses
-    return CalibrationSums(cells, losses)
-
-
-class _Adder:
-    """Adds up tiles; pixels that do not count go to a region behind the others, which is dropped."""
+class _TileSums:
+    """The sums of a tile; pixels that do not count go to a region behind the others, which is dropped."""
 
     def __init__(self, values: Tensor, options: _Options) -> None:
         self.options = options
         self.fine = options.bins * FINE_BINS
         self.rows = values.shape[1] + 1
-        regions, device = options.regions + 1, values.device
-        self.cells = torch.zeros((4, regions * self.rows * self.fine), dtype=torch.float64, device=device)
-        self.losses = torch.zeros((2, regions), dtype=torch.float64, device=device)
+        self.images = len(values) if options.per_image else 1
+        regions = self.images * (options.regions + 1)
+        like: dict[str, Any] = {"dtype": torch.float64, "device": values.device}
+        self.cells = torch.zeros((4, regions * self.rows * self.fine), **like)
+        self.losses = torch.zeros((2, regions), **like)
 
-    def sums(self) -> CalibrationSums:
-        cells = self.cells.view(4, -1, self.rows, self.fine).transpose(0, 1)
-        return CalibrationSums(cells[:-1], self.losses.T[:-1])
+    def result(self) -> CalibrationSums:
+        regions = self.options.regions + 1
+        cells = self.cells.view(4, self.images, regions, self.rows, self.fine).movedim(0, 2)
+        losses = self.losses.view(2, self.images, regions).movedim(0, 2)
+        return CalibrationSums(cells[:, :-1], losses[:, :-1])
 
-    def add(self, tile: _Image) -> None:
-        selected = None if tile.mask is None else tile.mask.unsqueeze(1)
-        label, counted = _resolve(tile.label, tile.values, selected, self.options)
+    def add(self, values: Tensor, label: Label, selected: Tensor | None, band: Tensor | None) -> None:
+        """Add pixels: values (b, C, n), and boolean (b, 1, n) where they count and where there is a boundary."""
+        target, counted = _resolve(label, values, selected, self.options)
         kept = selected if counted is None else counted if selected is None else counted & selected
-        values = at_least_single(tile.values)
+        wide = at_least_single(values)
         if kept is not None:
-            values = torch.where(kept, values, 0.0)
-        probabilities = torch.softmax(values, 1) if self.options.from_logits else values
+            wide = torch.where(kept, wide, 0.0)
+        probabilities = torch.softmax(wide, 1) if self.options.from_logits else wide
         confidence, predicted = probabilities.max(1, keepdim=True)
-        self._check(tile.values, confidence, kept)
-        region = self._region(tile, kept)
+        self._check(values, confidence, kept)
+        region = self._region(values, band, kept)
         index = self._index(torch.cat((confidence, probabilities), 1), region)
-        hard = isinstance(tile.label, HardLabel)
-        (self._add_hard_hits if hard else self._add_soft_hits)(index, label, predicted)
-        log = _NegativeLog(values, confidence, predicted, self.options.from_logits)
-        if hard:
-            at_label = probabilities.gather(1, label)
-            squares = probabilities.square().sum(1, keepdim=True) - 2 * at_label + 1
-            logs = log(values.gather(1, label))
+        log = _NegativeLog(wide, confidence, predicted, self.options.from_logits)
+        if isinstance(label, HardLabel):
+            self._add_hard_hits(index, target, predicted)
+            squares = probabilities.square().sum(1, keepdim=True) - 2 * probabilities.gather(1, target) + 1
+            logs = log(wide.gather(1, target))
         else:
-            squares = (probabilities - label).square().sum(1, keepdim=True)
-            logs = torch.where(label == 0, 0.0, label * log(values)).sum(1, keepdim=True)
+            self._add_soft_hits(index, target, predicted)
+            squares = (probabilities - target).square().sum(1, keepdim=True)
+            logs = torch.where(target == 0, 0.0, target * log(wide)).sum(1, keepdim=True)
         for row, terms in zip(self.losses, (squares, logs), strict=True):
             _add(row, region, terms)
 
@@ -238,15 +218,20 @@ class _Adder:
             "of logits, take the softmax or pass from_logits=True",
         )
 
-    def _region(self, tile: _Image, kept: Tensor | None) -> Tensor:
-        """The number (1, 1, n) of each pixel's region."""
-        region = torch.zeros_like(tile.values[:, :1], dtype=torch.int32)
-        if tile.band is not None:
-            region += tile.band.unsqueeze(1)
-        return region if kept is None else torch.where(kept, region, self.options.regions)
+    def _region(self, values: Tensor, band: Tensor | None, kept: Tensor | None) -> Tensor:
+        """The number (b, 1, n) of each pixel's region, counted on from image to image."""
+        region = torch.zeros_like(values[:, :1], dtype=torch.int32)
+        if band is not None:
+            region += band
+        if kept is not None:
+            region = torch.where(kept, region, self.options.regions)
+        if self.options.per_image:
+            numbers = torch.arange(len(values), dtype=torch.int32, device=values.device)
+            region += numbers.view(-1, 1, 1) * (self.options.regions + 1)
+        return region
 
     def _index(self, confidence: Tensor, region: Tensor) -> Tensor:
-        """The cell (1, C + 1, n) of each confidence; counts it and adds the confidence there."""
+        """The cell (b, C + 1, n) of each confidence; counts it and adds the confidence there."""
         row = torch.arange(0, self.rows * self.fine, self.fine, dtype=torch.int32, device=region.device)
         # Probabilities may miss 0 and 1 by the tolerance of the check.
         index = (confidence * self.fine).to(torch.int32).clamp_(0, self.fine - 1)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from softjaccard.labels.checks import ValueCheck, tolerance
 from softjaccard.labels.kinds import Activation, Label, LabelOptions, probabilities
@@ -50,6 +51,10 @@ class Options(LabelOptions):
     """Whether pixels are counted for each channel apart: a mask with channels, or multilabel integer maps."""
     check: bool = True
     """Whether invalid values raise; else they make the result NaN."""
+    size: tuple[int, int] | None = None
+    """The resolution to which logits (and a teacher's) are interpolated; None if all have the label's."""
+    align_corners: bool = False
+    """Whether the centres of the corner pixels meet, and not the corners themselves; as in torch."""
 
 
 class Pixels(NamedTuple):
@@ -61,6 +66,14 @@ class Pixels(NamedTuple):
     """(B, C, *spatial) in the same dtype."""
     weight: Tensor | None
     """(B, 1 or C, *spatial) in the same dtype; None if every pixel counts as 1."""
+
+
+def interpolate(values: Tensor, options: Options) -> Tensor:
+    """``(B, C, h, w)`` at the resolution of ``options``, in the dtype of the sums."""
+    if options.size is None or values.shape[2:] == options.size:
+        return values
+    wide = values.to(sum_dtype(values.dtype))
+    return F.interpolate(wide, options.size, mode="bilinear", align_corners=options.align_corners)
 
 
 def resolve_weight(mask: Tensor | None, dtype: torch.dtype, check: ValueCheck) -> tuple[Tensor | None, Tensor | None]:
@@ -81,8 +94,10 @@ def _explain_weights(weight: Tensor) -> str:
     )
 
 
-def resolve_pixels(logits: Tensor, label: Label, mask: Tensor | None, options: Options) -> Pixels:
-    """Select the pixels that count. ``mask`` is ``(B, 1 or C, *spatial)``.
+def resolve_pixels(
+    logits: Tensor, label: Label, mask: Tensor | None, options: Options, *, overwrite: bool = False
+) -> Pixels:
+    """Select the pixels that count. ``mask`` is ``(B, 1 or C, *spatial)``; ``logits`` may be overwritten if so said.
 
     Pixels that don't count are selected away, never multiplied away, so that NaN there changes nothing.
     """
@@ -105,8 +120,12 @@ def resolve_pixels(logits: Tensor, label: Label, mask: Tensor | None, options: O
         )
     if options.temperature != 1.0:
         wide = wide / options.temperature
+    if counted is not None and options.check and bool(counted.all()):
+        counted = None
+        if mask is not None and mask.dtype == torch.bool:
+            weight = None
     if counted is not None:
-        wide = torch.where(counted, wide, 0)
+        wide = wide.masked_fill_(~counted, 0) if overwrite else torch.where(counted, wide, 0)
         weight = counted.to(dtype) if weight is None else torch.where(counted, weight, 0.0)
     if check.invalid is not None:
         invalid = check.invalid if options.per_channel else check.invalid.any(1, keepdim=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -10,13 +10,22 @@ import torch
 from torch import Tensor
 
 from softjaccard.labels.checks import describe
-from softjaccard.labels.kinds import Activation, HardLabel, Label, LabelLike, SmoothedLabel, as_label
+from softjaccard.labels.kinds import (
+    Activation,
+    HardLabel,
+    Label,
+    LabelLike,
+    SmoothedLabel,
+    TeacherLabel,
+    as_label,
+)
 from softjaccard.statistics.chunked import chunked
 from softjaccard.statistics.pixels import FIELDS, Options
 from softjaccard.statistics.reference import reference
 
 Gradient: TypeAlias = Literal["exact", "error_scaled"]
 Backend: TypeAlias = Literal["auto", "reference", "chunked"]
+Upsample: TypeAlias = Literal["bilinear"] | None
 
 _BACKENDS: dict[str, Callable[[Tensor, Label, Tensor | None, Options], dict[str, Tensor]]] = {
     "auto": chunked,
@@ -25,8 +34,9 @@ _BACKENDS: dict[str, Callable[[Tensor, Label, Tensor | None, Options], dict[str,
 }
 _ACTIVATIONS = ("softmax", "sigmoid", None)
 _GRADIENTS = ("exact", "error_scaled")
+_UPSAMPLES = ("bilinear", None)
 
-_PEAKS = ("prediction_peak", "label_peak")
+PEAKS = ("prediction_peak", "label_peak")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,25 +85,34 @@ class RegionStatistics:
         """
         if not isinstance(other, RegionStatistics):
             return NotImplemented
-        if self.activation != other.activation:
-            raise ValueError(f"statistics under {self.activation!r} and {other.activation!r} do not add")
-        mine, theirs = self.fields(), other.fields()
-        if mine.keys() != theirs.keys():
-            raise ValueError(
-                "statistics with different fields do not add; only one side has "
-                f"{sorted(mine.keys() ^ theirs.keys())}: ask for the same 'want'"
-            )
-        added = {name: _add(name, mine[name], theirs[name]) for name in mine}
+        _expect_same_kind(self, other)
+        theirs = other.fields()
+        added = {name: _add(name, value, theirs[name]) for name, value in self.fields().items()}
         return RegionStatistics(**added, soft=self.soft or other.soft, activation=self.activation)
 
     def __radd__(self, other: object) -> RegionStatistics:
         """So that ``sum`` of several statistics works."""
         return self if other == 0 else NotImplemented
 
+    @staticmethod
+    def cat(batches: Sequence[RegionStatistics]) -> RegionStatistics:
+        """The statistics of several batches' images, one after the other, as of one batch.
+
+        Raises:
+            ValueError: there is no batch, or they differ in fields, activation or number of classes.
+        """
+        if not batches:
+            raise ValueError("batches: expected the statistics of at least one batch, got none")
+        first = batches[0]
+        for other in batches[1:]:
+            _expect_same_kind(first, other)
+        joined = {name: _cat(name, [getattr(batch, name) for batch in batches]) for name in first.fields()}
+        return RegionStatistics(**joined, soft=any(batch.soft for batch in batches), activation=first.activation)
+
     def total(self) -> RegionStatistics:
         """The statistics of all images as one: tensors of shape ``(1, C)``, and ``(1,)`` for ``pixels``."""
         summed = {
-            name: value.amax(0, keepdim=True) if name in _PEAKS else value.sum(0, keepdim=True)
+            name: value.amax(0, keepdim=True) if name in PEAKS else value.sum(0, keepdim=True)
             for name, value in self.fields().items()
         }
         return self._with(summed)
@@ -120,13 +139,33 @@ class RegionStatistics:
         return RegionStatistics(**fields, soft=self.soft, activation=self.activation)
 
 
+def _expect_same_kind(first: RegionStatistics, second: RegionStatistics) -> None:
+    if first.activation != second.activation:
+        raise ValueError(f"statistics under {first.activation!r} and {second.activation!r} do not add")
+    different = first.fields().keys() ^ second.fields().keys()
+    if different:
+        raise ValueError(
+            f"statistics with different fields do not add; only one side has {sorted(different)}: ask for the same "
+            "'want'"
+        )
+
+
+def _cat(name: str, values: list[Tensor]) -> Tensor:
+    if len({value.shape[1:] for value in values}) > 1:
+        raise ValueError(
+            f"statistics: expected the same number of classes and kind of mask in every batch, got {name} of shapes "
+            f"{', '.join(str(tuple(value.shape)) for value in values)}"
+        )
+    return torch.cat(values)
+
+
 def _add(name: str, first: Tensor, second: Tensor) -> Tensor:
     if first.shape[0] != second.shape[0] or (first.shape[1:] != second.shape[1:] and name != "pixels"):
         raise ValueError(
             f"statistics of shapes {tuple(first.shape)} and {tuple(second.shape)} do not add; use .total() to add "
             "batches of different sizes"
         )
-    if name in _PEAKS:
+    if name in PEAKS:
         return torch.maximum(first, second)
     if first.ndim != second.ndim:  # pixels (B,) and pixels counted for each channel
         first, second = (value if value.ndim == 2 else value.unsqueeze(1) for value in (first, second))
@@ -158,11 +197,17 @@ def _one_of(name: str, value: object, allowed: Collection[Any]) -> None:
 
 
 def check_options(
-    activation: Activation, temperature: float, gradient: Gradient, ignore_index: int, backend: Backend
+    activation: Activation,
+    temperature: float,
+    gradient: Gradient,
+    ignore_index: int,
+    upsample: Upsample,
+    backend: Backend,
 ) -> None:
     """Raise a ValueError or TypeError that names the option of :func:`region_statistics` that can't be."""
     _one_of("activation", activation, _ACTIVATIONS)
     _one_of("gradient", gradient, _GRADIENTS)
+    _one_of("upsample", upsample, _UPSAMPLES)
     _one_of("backend", backend, _BACKENDS)
     if not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index: expected an integer such as 255, got {ignore_index!r}")
@@ -187,6 +232,48 @@ def _expect_logits(logits: Tensor, activation: Activation) -> None:
         )
 
 
+def _resolution(label: LabelLike) -> torch.Size | None:
+    """The height and width of a label; None for a teacher's, which is interpolated like the logits."""
+    if isinstance(label, TeacherLabel):
+        return None
+    tensor = label if isinstance(label, Tensor) else next(iter(label.tensors().values()))
+    return tensor.shape[-2:]
+
+
+def expect_size(size: Sequence[int], **sources: Tensor) -> tuple[int, int]:
+    """``size`` as (H, W), checked to be at least that of every source, which it names in its errors."""
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size: expected (height, width), got {tuple(size)}")
+    height, width = size
+    for name, source in sources.items():
+        if source.ndim != 4:
+            raise ValueError(
+                f"upsample: only two spatial dimensions can be interpolated, (B, C, H, W); got {name} "
+                f"{describe(source)}"
+            )
+        if source.shape[2] > height or source.shape[3] > width:
+            raise ValueError(
+                f"upsample: expected {name} of at most the target's height and width {(height, width)}, got "
+                f"{describe(source)}; pad images and labels, with ignore_index, before the network"
+            )
+    return height, width
+
+
+def _target_size(logits: Tensor, label: LabelLike, mask: Tensor | None, size: Sequence[int] | None) -> tuple[int, int]:
+    """The height and width to which logits are interpolated: ``size``, else the label's, else the mask's."""
+    own = _resolution(label)
+    target = size or own or (mask.shape[-2:] if isinstance(mask, Tensor) else None)
+    if target is None:
+        raise ValueError(
+            "size: a teacher's label without a mask has no resolution of its own to interpolate to; pass "
+            "size=(height, width)"
+        )
+    if own is not None and own != torch.Size(target):
+        raise ValueError(f"size: expected the label's height and width {tuple(own)}, got {tuple(target)}")
+    teacher = {"label": label.logits} if isinstance(label, TeacherLabel) else {}
+    return expect_size(target, logits=logits, **teacher)
+
+
 def _counts_channels(label: Label, mask: Tensor | None, shape: torch.Size) -> bool:
     """Whether pixels are counted for each channel apart."""
     maps = isinstance(label, (HardLabel, SmoothedLabel)) and label.index.ndim == len(shape)
@@ -202,6 +289,9 @@ def region_statistics(
     activation: Activation = "softmax",
     temperature: float = 1.0,
     gradient: Gradient = "exact",
+    upsample: Upsample = None,
+    align_corners: bool = False,
+    size: Sequence[int] | None = None,
     want: Collection[str] = FIELDS,
     backend: Backend = "auto",
 ) -> RegionStatistics:
@@ -225,6 +315,10 @@ def region_statistics(
         gradient: ``"error_scaled"`` multiplies the derivative of all but ``cross_entropy`` with respect to p by
             ``|p - y|``, against over-confidence (Lux et al., Beyond scalar losses: calibrating segmentation models via
             gradient vector field surgery, MIDL 2026, PMLR 315); ``"exact"`` leaves it.
+        upsample: ``"bilinear"``: the logits ``(B, C, h, w)``, and a teacher's, may have a lower resolution than the
+            label. They are interpolated before the softmax, a part at a time, and never stored at full resolution.
+        align_corners: as in :func:`torch.nn.functional.interpolate`.
+        size: ``(H, W)`` to interpolate to; None takes the label's, or the mask's if the label is a teacher's.
         want: the names of the statistics to compute.
         backend: ``"auto"``, ``"chunked"`` (constant extra memory) or ``"reference"`` (plain autograd).
 
@@ -241,12 +335,19 @@ def region_statistics(
         >>> statistics.prediction, statistics.overlap
         (tensor([[2., 2.]]), tensor([[1.5000, 0.5000]]))
     """
-    check_options(activation, temperature, gradient, ignore_index, backend)
+    check_options(activation, temperature, gradient, ignore_index, upsample, backend)
     for name in want:
         _one_of("want", name, FIELDS)
     _expect_logits(logits, activation)
-    fitted = as_label(label, logits.shape, activation)
-    mask = _expect_mask(mask, logits.shape, activation)
+    shape, teacher_shape = logits.shape, logits.shape
+    if upsample is not None and isinstance(label, (Tensor, Label)):
+        shape = torch.Size((*logits.shape[:2], *_target_size(logits, label, mask, size)))
+        if isinstance(label, TeacherLabel) and label.logits.ndim == 4:
+            teacher_shape = torch.Size((*logits.shape[:2], *label.logits.shape[2:]))
+    elif size is not None:
+        raise ValueError(f"size: {tuple(size)} is for interpolation; pass upsample='bilinear' with it")
+    fitted = as_label(label, teacher_shape if isinstance(label, TeacherLabel) else shape, activation)
+    mask = _expect_mask(mask, shape, activation)
     for name, tensor in (*(("label", held) for held in fitted.tensors().values()), ("mask", mask)):
         if tensor is not None and tensor.device != logits.device:
             raise ValueError(f"{name}: expected on the logits' device {logits.device}, got it on {tensor.device}")
@@ -256,8 +357,10 @@ def region_statistics(
         temperature=float(temperature),
         error_scaled=gradient == "error_scaled",
         want=tuple(name for name in FIELDS if name in want),
-        per_channel=_counts_channels(fitted, mask, logits.shape),
+        per_channel=_counts_channels(fitted, mask, shape),
         check=logits.device.type == "cpu" and not torch.compiler.is_compiling(),
+        size=(shape[2], shape[3]) if not logits.shape == teacher_shape == shape else None,
+        align_corners=align_corners,
     )
     sums = _BACKENDS[backend](logits, fitted, mask, options)
     if "pixels" in sums and not options.per_channel:
