@@ -98,7 +98,7 @@ def _sum_hard(pixels: Pixels, options: Options, workspace: Workspace) -> dict[st
         "prediction": lambda: p.sum(2),
         "label": lambda: label,
         "label_square": lambda: label,
-        "label_peak": label.sign,  # NaN, the weight of an invalid pixel, stays NaN
+        "label_peak": lambda: torch.sign(label),  # NaN, the weight of an invalid pixel, stays NaN
         "label_entropy": lambda: torch.zeros_like(label),
         "overlap": lambda: overlap,
         "product": lambda: overlap,
