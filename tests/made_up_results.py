@@ -36,7 +36,7 @@ def made_up(images: int = 6, seed: int = 0, skill: float = 2.0, **changes: Any) 
     image, label, logits = random_images(images, seed, skill)
     prediction, probabilities = logits.argmax(1), logits.softmax(1)
     counts = image_counts(prediction, label, len(CLASSES))
-    pixels = calibration_sums(probabilities, label)
+    pixels = calibration_sums(probabilities, label, per_image=True)
     sums = pixels.cells[:, 0, :3].unflatten(-1, (10, FINE_BINS)).sum(-1).transpose(1, 2)
     kept = label >= 0
     confusion = torch.bincount((label * len(CLASSES) + prediction)[kept], minlength=16).reshape(4, 4)

@@ -166,7 +166,7 @@ class _Tables(Metric):
         prediction = logits.argmax(1)
         self.index.append(index)
         self.counts.append(image_counts(prediction, label, self.num_classes))
-        sums = calibration_sums(logits, label, _BINS, from_logits=True).over(1)
+        sums = calibration_sums(logits, label, _BINS, from_logits=True, per_image=True).over(1)
         self.calibration.append(_in_bins(sums.cells)[:, 0])
         self.cells += sums.cells.sum(0)
         self.losses += sums.losses.sum(0)
