@@ -1,7 +1,8 @@
 """Runs: a training or a test from configs and a command line, kept in a folder; and the network of a run.
 
 A run's folder has `config.yaml` (every setting, resolved), `checkpoints/best.ckpt` (by validation mIoU_D) and
-`checkpoints/last.ckpt`, `metrics.csv`, `tensorboard/`, and after a test `test.json`.
+`checkpoints/last.ckpt`, `metrics.csv`, `tensorboard/`, and after a test `test.json`; the command also keeps
+`evaluation/test/`, which `softjaccard report` reads.
 """
 
 from __future__ import annotations
