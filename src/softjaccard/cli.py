@@ -122,6 +122,18 @@ def _build_parser() -> argparse.ArgumentParser:
     test.add_argument("output", metavar="RUN", type=Path, help="the run's folder")
     test.add_argument("--checkpoint", default="best", help="best (or last if there is none), last, or a file")
     test.set_defaults(run=_test)
+
+    report = commands.add_parser(
+        "report",
+        help="show what tests of one or more runs found, in one HTML file",
+        usage="softjaccard report RUN... [--output FILE]",
+        allow_abbrev=False,
+    )
+    report.add_argument(
+        "runs", metavar="RUN", type=Path, nargs="+", help="a run's folder; the first is what others are compared with"
+    )
+    report.add_argument("--output", type=Path, default=Path("report.html"), help="the HTML file (%(default)s)")
+    report.set_defaults(run=_report)
     _add_predict(commands)
     return parser
 
@@ -176,9 +188,22 @@ def _fit(known: argparse.Namespace, settings: list[str]) -> None:
 
 
 def _test(known: argparse.Namespace, settings: list[str]) -> None:
+    from softjaccard.evaluation.recorder import EvaluationRecorder
     from softjaccard.training import run
 
-    run.test(known.output, known.checkpoint, settings)
+    recorder = EvaluationRecorder()
+    result = run.test(known.output, known.checkpoint, settings, [recorder])
+    if recorder.save(known.output / "evaluation" / "test", result):
+        sys.stdout.write(f"Next: softjaccard report {known.output}\n")
+
+
+def _report(known: argparse.Namespace, settings: list[str]) -> None:
+    if settings:
+        raise InputError(f"unknown arguments: {' '.join(settings)} (see softjaccard report --help)")
+    from softjaccard.evaluation.report import write_report
+
+    write_report(known.runs, known.output)
+    sys.stdout.write(f"Written to {known.output}.\n")
 
 
 def _predict(known: argparse.Namespace, settings: list[str]) -> None:

@@ -1,7 +1,8 @@
 """Runs: a training or a test from configs and a command line, kept in a folder; and the network of a run.
 
 A run's folder has `config.yaml` (every setting, resolved), `checkpoints/best.ckpt` (by validation mIoU_D) and
-`checkpoints/last.ckpt`, `metrics.csv`, `tensorboard/`, and after a test `test.json`.
+`checkpoints/last.ckpt`, `metrics.csv`, `tensorboard/`, and after a test `test.json`; the command also keeps
+`evaluation/test/`, which `softjaccard report` reads.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse import Namespace as Config
 from jsonargparse.typing import restricted_number_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -111,7 +112,7 @@ def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None
         _say(f"Next: softjaccard test {output}{'' if (last.parent / 'best.ckpt').exists() else ' --checkpoint last'}")
 
 
-def test(output: Path, checkpoint: str, arguments: Sequence[str]) -> None:
+def test(output: Path, checkpoint: str, arguments: Sequence[str], callbacks: Sequence[Callback]) -> dict[str, Any]:
     """Test a run's network on the test split; print the scores and write them to `test.json`.
 
     Args:
@@ -119,6 +120,10 @@ def test(output: Path, checkpoint: str, arguments: Sequence[str]) -> None:
         checkpoint: "best" (the last one of a run without validation), "last", or the path of a checkpoint of the same
             network.
         arguments: Settings that differ from the run's, as on the command line.
+        callbacks: Further callbacks of the test.
+
+    Returns:
+        What `test.json` holds.
 
     Raises:
         InputError: If the run, its checkpoint or its data are missing.
@@ -130,7 +135,8 @@ def test(output: Path, checkpoint: str, arguments: Sequence[str]) -> None:
     _forget_encoder_weights(config)
     model, data = _instantiate(parser, config)
     _load_weights(model, state, path)
-    trainer = _trainer(config, output, callbacks=progress(config.trainer.enable_progress_bar), logger=False)
+    shown = progress(config.trainer.enable_progress_bar)
+    trainer = _trainer(config, output, callbacks=[*shown, *callbacks], logger=False)
     (scores,) = trainer.test(model, data, verbose=False)
     result = {
         "scores": {name.removeprefix("test/"): value for name, value in scores.items()},
@@ -149,6 +155,7 @@ def test(output: Path, checkpoint: str, arguments: Sequence[str]) -> None:
     for name, value in result["scores"].items():
         _say(f"{name:<24}{value:8.4f}")
     _say(f"Written to {output / 'test.json'}.")
+    return result
 
 
 @dataclass(frozen=True)

@@ -144,9 +144,13 @@ class SupervisedSegmentation(LightningModule):
         """Add a batch to the scores."""
         self._evaluate(batch, "val")
 
-    def test_step(self, batch: Batch, batch_index: int) -> None:
-        """Add a batch to the scores."""
-        self._evaluate(batch, "test")
+    def test_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Add a batch to the scores, and return its logits (B, C, H, W)."""
+        return self._evaluate(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Return the logits (B, C, H, W) by which a batch would be tested."""
+        return _interpolate(self(batch["image"]), batch["label"])
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores."""
@@ -181,7 +185,7 @@ class SupervisedSegmentation(LightningModule):
             loss: Tensor = self.loss(logits, label)
             return loss
 
-    def _evaluate(self, batch: Batch, stage: str) -> None:
+    def _evaluate(self, batch: Batch, stage: str) -> Tensor:
         logits = self(batch["image"])
         loss = self._loss(logits, batch["label"])
         logits = _interpolate(logits, batch["label"])
@@ -189,6 +193,7 @@ class SupervisedSegmentation(LightningModule):
             self.evaluation_iou.update(logits, batch["label"], image_ids=batch.get("index"))
             self.calibration.update(logits, batch["label"])
         self.evaluation_loss.update(loss, len(logits))
+        return logits
 
     def _log_scores(self, stage: str) -> None:
         metrics = (self.evaluation_loss, self.evaluation_iou, self.calibration)
