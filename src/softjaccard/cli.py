@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import softjaccard
 from softjaccard.errors import InputError
+
+if TYPE_CHECKING:
+    from softjaccard.evaluation.inference import InferenceSettings
 
 _FIT_HELP = """\
 Every setting can be changed behind the config, for example:
@@ -37,6 +40,16 @@ for all images predict.json, which says how they were made and which class has w
 Windows and scales count from the size the network was trained on: with data.scale 0.5 in the run, images are halved
 first, and the results brought back to the image's size. An image that cannot be read is named at the end, when the
 others are done, and the exit code is 2.
+"""
+
+
+_TEST_HELP = """\
+Settings of the run can be changed behind the options, such as --data.root PATH or --trainer.devices 1.
+
+RUN gets test.json with all scores, and evaluation/test with what `softjaccard report` shows; the first decoding is the
+main one. Windows and scales count from the size of the run's images, so from half of it with data.scale 0.5.
+With a temperature, calibration and decodings are those of the logits over it, and --temperature fit takes the one with
+the best likelihood on the validation images, predicted in the same way.
 """
 
 
@@ -113,29 +126,71 @@ def _build_parser() -> argparse.ArgumentParser:
     fit.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run in that folder")
     fit.set_defaults(run=_fit)
 
-    test = commands.add_parser(
-        "test",
-        help="score a trained network on the test images",
-        usage="softjaccard test RUN [--checkpoint best|last|PATH] [--SETTING VALUE ...]",
-        allow_abbrev=False,
-    )
-    test.add_argument("output", metavar="RUN", type=Path, help="the run's folder")
-    test.add_argument("--checkpoint", default="best", help="best (or last if there is none), last, or a file")
-    test.set_defaults(run=_test)
-
     report = commands.add_parser(
         "report",
         help="show what tests of one or more runs found, in one HTML file",
-        usage="softjaccard report RUN... [--output FILE]",
+        usage="softjaccard report RUN... [--split test|val] [--output FILE]",
         allow_abbrev=False,
     )
     report.add_argument(
         "runs", metavar="RUN", type=Path, nargs="+", help="a run's folder; the first is what others are compared with"
     )
+    report.add_argument("--split", choices=("test", "val"), default="test", help="what was tested (%(default)s)")
     report.add_argument("--output", type=Path, default=Path("report.html"), help="the HTML file (%(default)s)")
     report.set_defaults(run=_report)
+    _add_test(commands)
     _add_predict(commands)
     return parser
+
+
+def _add_test(commands: argparse._SubParsersAction[_Parser]) -> None:
+    test = commands.add_parser(
+        "test",
+        help="score a trained network on the test images",
+        usage="softjaccard test RUN [options] [--SETTING VALUE ...]",
+        epilog=_TEST_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    test.add_argument("output", metavar="RUN", type=Path, help="the run's folder")
+    test.add_argument("--checkpoint", default="best", help="best (or last if there is none), last, or a file")
+    test.add_argument("--split", choices=("test", "val"), default="test", help="which images (%(default)s)")
+    _add_inference(test)
+    test.add_argument(
+        "--decoding",
+        nargs="+",
+        default=["argmax"],
+        metavar="NAME",
+        help="argmax (the default), rankseg-iou, rankseg-dice, or several to compare",
+    )
+    test.add_argument("--temperature", type=_temperature, default=1.0, help="fit, or a number to divide logits by (1)")
+    test.set_defaults(run=_test)
+
+
+def _temperature(value: str) -> float | str:
+    try:
+        return value if value == "fit" else float(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected fit or a number, got '{value}'") from error
+
+
+def _add_inference(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `InferenceSettings`."""
+    parser.add_argument(
+        "--window", nargs=2, type=int, metavar=("H", "W"), help="slide a window of this size (the whole image at once)"
+    )
+    parser.add_argument("--overlap", type=float, default=1 / 3, help="share of a window in the next (a third)")
+    parser.add_argument(
+        "--scales", nargs="+", type=float, default=[1.0], help="average over these scales of the image (1)"
+    )
+    parser.add_argument("--flip", action="store_true", help="average with the mirrored image")
+
+
+def _inference(known: argparse.Namespace) -> InferenceSettings:
+    from softjaccard.evaluation.inference import InferenceSettings
+
+    window = (known.window[0], known.window[1]) if known.window else None
+    return InferenceSettings(window, known.overlap, tuple(known.scales), known.flip)
 
 
 def _add_predict(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -151,14 +206,7 @@ def _add_predict(commands: argparse._SubParsersAction[_Parser]) -> None:
     predict.add_argument("inputs", metavar="INPUT", nargs="+", type=Path, help="an image, or a folder with images")
     predict.add_argument("--output", type=Path, required=True, help="folder for the results")
     predict.add_argument("--checkpoint", help="best (or last if there is none; the default), last, or a file")
-    predict.add_argument(
-        "--window", nargs=2, type=int, metavar=("H", "W"), help="slide a window of this size (the whole image at once)"
-    )
-    predict.add_argument("--overlap", type=float, default=1 / 3, help="share of a window in the next (a third)")
-    predict.add_argument(
-        "--scales", nargs="+", type=float, default=[1.0], help="average over these scales of the image (1)"
-    )
-    predict.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    _add_inference(predict)
     predict.add_argument("--decoding", default="argmax", help="argmax, rankseg-iou or rankseg-dice (%(default)s)")
     predict.add_argument("--probabilities", action="store_true", help="write probabilities, too")
     predict.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (%(default)s: a GPU if there is one)")
@@ -188,13 +236,12 @@ def _fit(known: argparse.Namespace, settings: list[str]) -> None:
 
 
 def _test(known: argparse.Namespace, settings: list[str]) -> None:
-    from softjaccard.evaluation.recorder import EvaluationRecorder
-    from softjaccard.training import run
+    from softjaccard.evaluation.testing import EvaluationSettings, evaluate
+    from softjaccard.training.run import open_run
 
-    recorder = EvaluationRecorder()
-    result = run.test(known.output, known.checkpoint, settings, [recorder])
-    if recorder.save(known.output / "evaluation" / "test", result):
-        sys.stdout.write(f"Next: softjaccard report {known.output}\n")
+    how = EvaluationSettings(known.split, _inference(known), tuple(known.decoding), known.temperature)
+    run = open_run(known.output, known.checkpoint, settings)
+    evaluate(run.network, run.loss, run.data, run.trainer, known.output, how, run.about)
 
 
 def _report(known: argparse.Namespace, settings: list[str]) -> None:
@@ -202,7 +249,7 @@ def _report(known: argparse.Namespace, settings: list[str]) -> None:
         raise InputError(f"unknown arguments: {' '.join(settings)} (see softjaccard report --help)")
     from softjaccard.evaluation.report import write_report
 
-    write_report(known.runs, known.output)
+    write_report(known.runs, known.output, known.split)
     sys.stdout.write(f"Written to {known.output}.\n")
 
 
@@ -211,12 +258,10 @@ def _predict(known: argparse.Namespace, settings: list[str]) -> None:
         raise InputError(f"unknown arguments: {' '.join(settings)} (images go together, before the options)")
     if known.checkpoint and known.trained.is_file():
         raise InputError(f"--checkpoint is for a run's folder, but {known.trained} is a file itself.")
-    from softjaccard.evaluation.inference import InferenceSettings
     from softjaccard.evaluation.prediction import find_device, predict_images
     from softjaccard.training.run import load_run_network
 
-    window = tuple(known.window) if known.window else None
-    inference = InferenceSettings(window, known.overlap, tuple(known.scales), known.flip)
+    inference = _inference(known)
     device = find_device(known.device)
     trained = load_run_network(known.trained, known.checkpoint or "best")
     predict_images(

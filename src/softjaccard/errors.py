@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """A file, folder or setting of the user's is missing or wrong; the message says which and what to do.
@@ -18,3 +21,18 @@ def first_line(error: Exception) -> str:
         "KeyError: 'a'"
     """
     return "".join(f"{type(error).__name__}: {error}".splitlines()[:1])
+
+
+@contextmanager
+def users_error(where: str) -> Iterator[None]:
+    """Tell in one line what only a batch shows, such as too few class weights, or an output that has diverged.
+
+    Raises:
+        InputError: In place of a TypeError or ValueError inside, with `where` before its message.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: {error}") from error

@@ -40,7 +40,7 @@ def test_batches() -> None:
     assert [batch["index"].tolist() for batch in batches] == [[0, 1], [2]]
     assert (batches[0]["label"][:, 32:] == IGNORE_INDEX).all()
     assert set(batches[0]["label"].unique().tolist()) <= {IGNORE_INDEX, 0, 1, 2, 3, 4}
-    some = data.test_batch([2, 0])
+    some = data.evaluation_batch("test", [2, 0])
     assert some["index"].tolist() == [2, 0]
     assert torch.equal(some["image"][0], batches[1]["image"][0])
     assert torch.equal(some["label"][1], batches[0]["label"][0])

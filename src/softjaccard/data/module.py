@@ -91,7 +91,8 @@ class _EvaluationImages(Dataset[Batch]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Batch:
-        return {"index": torch.tensor(index), **_with_common_ignore(self.dataset, index)}
+        sample = _with_common_ignore(self.dataset, index)
+        return {"index": torch.tensor(index), **sample, "size": torch.tensor(sample["label"].shape)}
 
 
 def _with_common_ignore(dataset: SegmentationDataset, index: int) -> Batch:
@@ -105,9 +106,9 @@ class SegmentationData(LightningDataModule, ABC):
 
     A batch is a dictionary of plain tensors: `image` float32 (B, 3, H, W) in [0, 1]; `label` int64 (B, H, W) with -100
     where nothing counts, whatever id the files use; and what else the data set gives. Validation and test batches have
-    `index`, int64 (B,), the positions in the split. Training images are shuffled,
-    flipped and cropped, all as a function of (seed, epoch, image); an incomplete last batch is left out. Validation and
-    test images come whole. All are padded to `pad_multiple`.
+    `index`, int64 (B,), the positions in the split, and `size`, int64 (B, 2), the images' heights and widths without
+    padding. Training images are shuffled, flipped and cropped, all as a function of (seed, epoch, image); an incomplete
+    last batch is left out. Validation and test images come whole. All are padded to `pad_multiple`.
 
     Args:
         batch_size: Images in a training batch.
@@ -187,9 +188,9 @@ class SegmentationData(LightningDataModule, ABC):
         """Return the test images in order."""
         return self._evaluation_loader("test")
 
-    def test_batch(self, indices: Sequence[int]) -> Batch:
-        """Return some of the test images as a batch."""
-        images = _EvaluationImages(self.datasets["test"])
+    def evaluation_batch(self, split: Split, indices: Sequence[int]) -> Batch:
+        """Return some of the images of a split as a batch."""
+        images = _EvaluationImages(self.datasets[split])
         return collate_padded([images[index] for index in indices], self.pad_multiple)
 
     def _evaluation_loader(self, split: Split) -> DataLoader[Batch]:

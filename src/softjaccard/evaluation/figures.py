@@ -14,11 +14,11 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 from torch import Tensor
 
+from softjaccard.data.colours import PALETTE, UNLABELLED, hex_colour
 from softjaccard.files import write_whole
 
-#: Ground, then the colours of Okabe and Ito, which the colour-blind can tell apart.
-PALETTE = ("#E3E3E3", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-_UNLABELLED = "#000000"
+_COLOURS = tuple(map(hex_colour, PALETTE))
+_UNLABELLED = hex_colour(UNLABELLED)
 _CELL = 1.5  # inches
 
 
@@ -48,7 +48,7 @@ def draw_comparison(
     if len(classes) > len(PALETTE):
         raise ValueError(f"classes: expected at most {len(PALETTE)} names, got {len(classes)}")
     known = torch.where((label >= 0) & (label < len(classes)), label, len(classes))
-    colours = {"cmap": ListedColormap([*PALETTE[: len(classes)], _UNLABELLED]), "vmin": 0, "vmax": len(classes)}
+    colours = {"cmap": ListedColormap([*_COLOURS[: len(classes)], _UNLABELLED]), "vmin": 0, "vmax": len(classes)}
     doubt = {"cmap": "magma", "vmin": 0, "vmax": 0.6}
     groups: dict[str, dict[str, tuple[Tensor, dict[str, Any]]]] = {
         "Scene": {"image": (image.movedim(1, -1), {}), "label": (known, colours)},
@@ -75,7 +75,7 @@ def draw_comparison(
         first.annotate(heading, (0, 1), (0, 24), "axes fraction", "offset points", size=12, weight="bold")
         column += 1
     figure.colorbar(drawn[0], cax=figure.add_subplot(grid[:, -1]), extend="max").ax.tick_params(labelsize=8)
-    names = [*zip(classes, PALETTE, strict=False), ("not labelled", _UNLABELLED)]
+    names = [*zip(classes, _COLOURS, strict=False), ("not labelled", _UNLABELLED)]
     patches = [Patch(facecolor=colour, edgecolor="#808080", label=name) for name, colour in names]
     figure.legend(handles=patches, loc="lower center", ncols=len(patches), frameon=False, fontsize=10)
     write_whole(path, lambda unfinished: figure.savefig(unfinished, format="png"))

@@ -18,9 +18,9 @@ from rich.progress import track
 from safetensors.torch import save
 from torch import Tensor
 
+from softjaccard.data.colours import distinct_colours
 from softjaccard.data.images import read_image
 from softjaccard.errors import InputError, first_line
-from softjaccard.evaluation.colours import distinct_colours
 from softjaccard.evaluation.decoding import check_decoding, decode
 from softjaccard.evaluation.inference import InferenceSettings, Network, predict_logits
 from softjaccard.files import write_whole
@@ -190,7 +190,7 @@ def _palette(colours: Sequence[Sequence[int]], names: Sequence[str], count: int)
     for what, given in (("colours", colours), ("names", names)):
         if given and len(given) != count:
             raise InputError(f"There are {len(given)} {what} for the network's {count} classes.")
-    return np.array(colours, dtype=np.uint8) if colours else distinct_colours(count)
+    return np.array(colours or distinct_colours(count), dtype=np.uint8)
 
 
 def _legend(names: Sequence[str], palette: NDArray[np.uint8] | None) -> list[dict[str, Any]]:

@@ -17,8 +17,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from softjaccard.errors import InputError, first_line
+from softjaccard.evaluation.decoding import DECODINGS
 
-FORMAT = 1
+FORMAT = 2
 """Version of the folder's layout; a reader refuses others."""
 
 PICTURE_SIZE = 320
@@ -27,7 +28,10 @@ PICTURE_SIZE = 320
 IMAGE_SCORES = {"IoU": "IoU, mean over the image's classes", "Acc": "share of pixels that are right"}
 """The scores of `image_scores` and what they are."""
 
-_PLAIN = ("split", "checkpoint", "epoch", "step", "seed", "versions", "classes", "colours", "images", "scores", "worst")
+_PLAIN = (
+    "split", "checkpoint", "epoch", "step", "seed", "versions", "settings", "classes", "colours", "images", "scores",
+    "worst",
+)  # fmt: skip
 _TENSORS = ("counts", "confusion", "calibration", "class_calibration")
 _AGAIN = "Run the test again: softjaccard test RUN."
 
@@ -88,6 +92,7 @@ class EvaluationResult:
         step: Steps that it had been trained for.
         seed: Of the run.
         versions: Of the software, by package.
+        settings: How images were predicted: the fields of `InferenceSettings`, `decoding` and `temperature`.
         classes: C names.
         colours: C colours (red, green, blue), 0 to 255.
         images: N names, one for each row of `counts`.
@@ -107,6 +112,7 @@ class EvaluationResult:
     step: int
     seed: int
     versions: Mapping[str, str]
+    settings: Mapping[str, Any]
     classes: tuple[str, ...]
     colours: tuple[tuple[int, int, int], ...]
     images: tuple[str, ...]
@@ -181,6 +187,42 @@ class EvaluationResult:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path} and the files beside it do not fit together: {error}. {_AGAIN}") from error
+
+
+def save_results(run: Path, results: Mapping[str, EvaluationResult]) -> None:
+    """Save the results of a test in a run's folder, in place of those of an earlier test of the same split.
+
+    Args:
+        run: The run's folder.
+        results: By decoding; the first is the main one.
+    """
+    main, *others = results
+    split = results[main].split
+    for decoding in DECODINGS:
+        shutil.rmtree(_result_folder(run, split, decoding), ignore_errors=True)
+    results[main].save(_result_folder(run, split))
+    for decoding in others:
+        results[decoding].save(_result_folder(run, split, decoding))
+
+
+def load_results(run: Path, split: str) -> list[EvaluationResult]:
+    """Read what `save_results` has saved, the main one first.
+
+    Raises:
+        InputError: If there is no main one, or a file is damaged.
+    """
+    if not run.is_dir():
+        raise InputError(f"There is no run in {run}.")
+    main = _result_folder(run, split)
+    if not main.is_dir():
+        options = "" if split == "test" else f" --split {split}"
+        raise InputError(f"{run} has no {split} result: run `softjaccard test {run}{options}` first.")
+    others = (_result_folder(run, split, decoding) for decoding in DECODINGS)
+    return [EvaluationResult.load(folder) for folder in (main, *others) if folder == main or folder.is_dir()]
+
+
+def _result_folder(run: Path, split: str, decoding: str | None = None) -> Path:
+    return run / "evaluation" / (f"{split}-{decoding}" if decoding else split)
 
 
 def image_scores(counts: Tensor) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ def calibration_scores(sums: CalibrationSums, *, present_only: bool = False) -> 
         >>> {name: round(score.item(), 4) for name, score in calibration_scores(sums.at(0, 0)).items()}
         {'ECE': 0.25, 'MCE': 0.25, 'SCE': 0.25, 'SCE_argmax': 0.25, 'ACE': 0.25, 'Brier': 0.625, 'NLL': 0.837}
     """
-    pixels, confidence, hits, argmax_hits = _in_bins(sums.cells)
+    pixels, confidence, hits, argmax_hits = in_bins(sums.cells)
     total = pixels[0].sum().clamp(min=1)
     present = hits.sum(1) > 0 if present_only else torch.ones_like(hits[:, 0], dtype=torch.bool)
 
@@ -71,8 +71,8 @@ def calibration_scores(sums: CalibrationSums, *, present_only: bool = False) -> 
     return dict(zip(CALIBRATION_SCORES, scores, strict=True))
 
 
-def _in_bins(cells: Tensor) -> Tensor:
-    """``(4, C + 1, bins)`` from the fine bins."""
+def in_bins(cells: Tensor) -> Tensor:
+    """``(..., bins)`` from cells ``(..., bins * FINE_BINS)``."""
     coarse: Tensor = cells.view(*cells.shape[:-1], -1, FINE_BINS).sum(-1)
     return coarse
 
@@ -166,22 +166,18 @@ class CalibrationError(Metric):
             raise ValueError(
                 f"probabilities: expected shape (B, {self.num_classes}, *spatial), got {describe(probabilities)}"
             )
-        sums = calibration_sums(
-            probabilities,
-            label,
-            self.bins,
-            mask=mask,
-            ignore_index=self.ignore_index,
-            from_logits=self.from_logits,
-            boundary_kernel_size=self.boundary_kernel_size,
-            per_image=self.per_image,
+        self._add(
+            calibration_sums(
+                probabilities,
+                label,
+                self.bins,
+                mask=mask,
+                ignore_index=self.ignore_index,
+                from_logits=self.from_logits,
+                boundary_kernel_size=self.boundary_kernel_size,
+                per_image=self.per_image,
+            )
         )
-        if self.per_image and len(probabilities):
-            rows = torch.stack([self._row(sums.at(image)) for image in range(len(probabilities))])
-            cast(list[Tensor], self.image_rows).append(rows)
-        batch = sums.over(0)
-        self.cells += batch.cells
-        self.losses += batch.losses
 
     def compute(self) -> dict[str, Tensor]:
         """Return the scores; see the class."""
@@ -202,7 +198,7 @@ class CalibrationError(Metric):
         The first row is that of the most probable class, the others are those of each class. Of all pixels that this
         rank has seen; inside ``with metric.sync_context():`` of those of all ranks.
         """
-        return _in_bins(self.cells.sum(0)[:3])
+        return in_bins(self.cells.sum(0)[:3])
 
     @property
     def images(self) -> Tensor:
@@ -218,6 +214,15 @@ class CalibrationError(Metric):
         if self.per_image and isinstance(self.image_rows, list) and not self.image_rows:
             self.image_rows.append(self._no_images())
         super().sync(*arguments, **options)
+
+    def _add(self, sums: CalibrationSums) -> None:
+        """Add the sums of a batch, those of each image apart if ``per_image``."""
+        if self.per_image and len(sums.cells):
+            rows = torch.stack([self._row(sums.at(image)) for image in range(len(sums.cells))])
+            cast(list[Tensor], self.image_rows).append(rows)
+        batch = sums.over(0)
+        self.cells += batch.cells
+        self.losses += batch.losses
 
     def _no_images(self) -> Tensor:
         regions = 1 if self.boundary_kernel_size is None else 3

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 import softjaccard
+from softjaccard.data.colours import class_colours
 from softjaccard.data.transforms import mix_seed
 from softjaccard.errors import InputError, first_line
 from softjaccard.files import write_text, write_whole
@@ -61,7 +62,7 @@ class RunConfig(Callback):
             "version": softjaccard.__version__,
             "config": self._config,
             "classes": [*getattr(dataset, "classes", ())],
-            "colours": [[*colour] for colour in getattr(dataset, "colours", ())],
+            "colours": [[*colour] for colour in class_colours(dataset)] if dataset is not None else [],
         }
 
 

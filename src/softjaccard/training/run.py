@@ -1,20 +1,18 @@
-"""Runs: a training or a test from configs and a command line, kept in a folder; and the network of a run.
+"""Runs: a training from configs and a command line, kept in a folder; and what others need of a run.
 
 A run's folder has `config.yaml` (every setting, resolved), `checkpoints/best.ckpt` (by validation mIoU_D) and
-`checkpoints/last.ckpt`, `metrics.csv`, `tensorboard/`, and after a test `test.json`; the command also keeps
-`evaluation/test/`, which `softjaccard report` reads.
+`checkpoints/last.ckpt`, `metrics.csv`, `tensorboard/`, and after a test `test.json` and `evaluation/test/`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import re
 import sys
 import warnings
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,14 +23,14 @@ from jsonargparse import ArgumentParser
 from jsonargparse import Namespace as Config
 from jsonargparse.typing import restricted_number_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 import softjaccard
+from softjaccard.data.module import SegmentationData
 from softjaccard.errors import InputError
-from softjaccard.files import write_text
 from softjaccard.training.checkpoints import MAX_SEED, CheckpointFiles, EpochSeeds, RunConfig, load_checkpoint
 from softjaccard.training.reporting import CSVFile, progress
 
@@ -112,21 +110,36 @@ def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None
         _say(f"Next: softjaccard test {output}{'' if (last.parent / 'best.ckpt').exists() else ' --checkpoint last'}")
 
 
-def test(output: Path, checkpoint: str, arguments: Sequence[str], callbacks: Sequence[Callback]) -> dict[str, Any]:
-    """Test a run's network on the test split; print the scores and write them to `test.json`.
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run's network with its data, to test it.
+
+    Attributes:
+        network: Has `predict` from images to logits.
+        loss: What it was trained with, from logits and labels to a scalar; None for a model that has no such attribute.
+        data: Not yet set up.
+        trainer: Without loggers.
+        about: `checkpoint`, `epoch`, `step`, `seed`, and `versions` of the software that runs now.
+    """
+
+    network: Any
+    loss: Any
+    data: SegmentationData
+    trainer: Trainer
+    about: Mapping[str, Any]
+
+
+def open_run(output: Path, checkpoint: str, arguments: Sequence[str]) -> OpenedRun:
+    """Build the network, data and trainer of a run.
 
     Args:
         output: The run's folder.
         checkpoint: "best" (the last one of a run without validation), "last", or the path of a checkpoint of the same
             network.
         arguments: Settings that differ from the run's, as on the command line.
-        callbacks: Further callbacks of the test.
-
-    Returns:
-        What `test.json` holds.
 
     Raises:
-        InputError: If the run, its checkpoint or its data are missing.
+        InputError: If the run, its checkpoint or its data are missing, or are not of a kind that can be tested.
     """
     path = find_checkpoint(output, checkpoint)
     state = load_checkpoint(path)
@@ -135,11 +148,9 @@ def test(output: Path, checkpoint: str, arguments: Sequence[str], callbacks: Seq
     _forget_encoder_weights(config)
     model, data = _instantiate(parser, config)
     _load_weights(model, state, path)
-    shown = progress(config.trainer.enable_progress_bar)
-    trainer = _trainer(config, output, callbacks=[*shown, *callbacks], logger=False)
-    (scores,) = trainer.test(model, data, verbose=False)
-    result = {
-        "scores": {name.removeprefix("test/"): value for name, value in scores.items()},
+    if not isinstance(data, SegmentationData):
+        raise InputError(f"data: expected a module derived from SegmentationData, got {type(data).__name__}.")
+    about = {
         "checkpoint": str(path),
         "epoch": state["epoch"],
         "step": state["global_step"],
@@ -150,12 +161,8 @@ def test(output: Path, checkpoint: str, arguments: Sequence[str], callbacks: Seq
             **{name: version(name) for name in ("torch", "lightning", "timm", "segmentation-models-pytorch")},
         },
     }
-    if trainer.is_global_zero:
-        write_text(output / "test.json", json.dumps(result, indent=2) + "\n")
-    for name, value in result["scores"].items():
-        _say(f"{name:<24}{value:8.4f}")
-    _say(f"Written to {output / 'test.json'}.")
-    return result
+    trainer = _trainer(config, output, callbacks=progress(config.trainer.enable_progress_bar), logger=False)
+    return OpenedRun(_network_of(model, path), getattr(model, "loss", None), data, trainer, about)
 
 
 @dataclass(frozen=True)
@@ -204,13 +211,8 @@ def load_run_network(run: Path, checkpoint: str = "best") -> RunNetwork:
     except (ArgumentError, ValueError) as error:
         raise InputError(f"The network of {path} cannot be built: {_shorten(str(error))}") from error
     _load_weights(model, state, path)
-    network = getattr(model, "network", None)
-    if network is None or not hasattr(network, "predict"):
-        raise InputError(
-            f"The model of {path}, {type(model).__name__}, has no attribute network with a predict method."
-        )
     return RunNetwork(
-        network.eval(),
+        _network_of(model, path).eval(),
         path,
         classes=tuple(kept.get("classes", ())),
         colours=tuple(map(tuple, kept.get("colours", ()))),
@@ -298,6 +300,15 @@ def _load_weights(model: LightningModule, state: dict[str, Any], path: Path) -> 
         model.load_state_dict(state["state_dict"])
     except RuntimeError as error:
         raise InputError(f"{path} does not fit the network that its run's config describes.") from error
+
+
+def _network_of(model: LightningModule, path: Path) -> Any:
+    network = getattr(model, "network", None)
+    if network is None or not hasattr(network, "predict"):
+        raise InputError(
+            f"The model of {path}, {type(model).__name__}, has no attribute network with a predict method."
+        )
+    return network
 
 
 def _as_plain(parser: ArgumentParser, config: Config) -> dict[str, Any]:

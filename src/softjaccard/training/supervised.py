@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,21 +13,12 @@ from torch.nn import functional
 from torchmetrics import MeanMetric
 
 from softjaccard.data.module import Batch
-from softjaccard.errors import InputError
+from softjaccard.errors import InputError, users_error
 from softjaccard.losses.base import StatisticsLoss
 from softjaccard.metrics import CalibrationError, FineGrainedIoU, image_counts, table_score
 from softjaccard.models import create_model
 from softjaccard.statistics import class_map
 from softjaccard.training.optimisation import OptimiserSettings, build_optimiser, build_schedule
-
-
-@contextmanager
-def _users_error(where: str) -> Iterator[None]:
-    """Tell in one line what only a batch shows, such as too few class weights, or an output that has diverged."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{where}: {error}") from error
 
 
 def _interpolate(logits: Tensor, label: Tensor) -> Tensor:
@@ -101,7 +91,8 @@ class SupervisedSegmentation(LightningModule):
         Raises:
             InputError: If they have not.
         """
-        for split, dataset in self._datasets().items():
+        data = getattr(self.trainer, "datamodule", None)
+        for split, dataset in getattr(data, "datasets", {}).items():
             if dataset.num_classes != self.num_classes:
                 raise InputError(
                     f"model.num_classes is {self.num_classes}, but the {split} data have {dataset.num_classes} classes."
@@ -121,7 +112,7 @@ class SupervisedSegmentation(LightningModule):
         label = batch["label"]
         logits = self(batch["image"])
         loss = self._loss(logits, label)
-        with _users_error(f"step {self.global_step} (a lower model.optimiser.learning_rate may help)"):
+        with users_error(f"step {self.global_step} (a lower model.optimiser.learning_rate may help)"):
             counts = image_counts(class_map(logits, label.shape[-2:]), label, self.num_classes)
         self._training_counts = self._training_counts + counts.sum(0)
         self.log("train/loss", loss.detach(), prog_bar=True)
@@ -142,29 +133,24 @@ class SupervisedSegmentation(LightningModule):
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Add a batch to the scores."""
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Add a batch to the scores, and return its logits (B, C, H, W)."""
-        return self._evaluate(batch, "test")
-
-    def predict_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Return the logits (B, C, H, W) by which a batch would be tested."""
-        return _interpolate(self(batch["image"]), batch["label"])
+        label = batch["label"]
+        logits = self(batch["image"])
+        loss = self._loss(logits, label)
+        logits = _interpolate(logits, label)
+        with users_error("val"):
+            self.evaluation_iou.update(logits, label, image_ids=batch.get("index"))
+            self.calibration.update(logits, label)
+        self.evaluation_loss.update(loss, len(logits))
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores."""
-        self._log_scores("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the scores, and the IoU of every class that is predicted or labelled anywhere."""
-        iou = self.evaluation_iou.compute()
-        dataset = self._datasets().get("test")
-        names = dataset.classes if dataset else [str(index) for index in range(self.num_classes)]
-        for name, value, active in zip(names, iou["IoU_D"], iou["active_D"], strict=True):
-            if active:
-                self.log(f"test/IoU_D/{name}", value.float(), sync_dist=True)
-        self._log_scores("test")
+        metrics = (self.evaluation_loss, self.evaluation_iou, self.calibration)
+        scores = {"loss": metrics[0].compute(), **metrics[1].compute(), **metrics[2].compute()}
+        for name in ("loss", "mIoU_D", "mIoU_I", "mIoU_C", "ECE"):
+            # The same on all devices already, because metrics gather; the mean of it tells Lightning so.
+            self.log(f"val/{name}", scores[name].float(), prog_bar=name == "mIoU_D", sync_dist=True)
+        for metric in metrics:
+            metric.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser and its schedule over the whole training."""
@@ -181,30 +167,6 @@ class SupervisedSegmentation(LightningModule):
         """
         if not isinstance(self.loss, StatisticsLoss):
             logits = _interpolate(logits, label)
-        with _users_error("model.loss"):
+        with users_error("model.loss"):
             loss: Tensor = self.loss(logits, label)
             return loss
-
-    def _evaluate(self, batch: Batch, stage: str) -> Tensor:
-        logits = self(batch["image"])
-        loss = self._loss(logits, batch["label"])
-        logits = _interpolate(logits, batch["label"])
-        with _users_error(stage):
-            self.evaluation_iou.update(logits, batch["label"], image_ids=batch.get("index"))
-            self.calibration.update(logits, batch["label"])
-        self.evaluation_loss.update(loss, len(logits))
-        return logits
-
-    def _log_scores(self, stage: str) -> None:
-        metrics = (self.evaluation_loss, self.evaluation_iou, self.calibration)
-        scores = {"loss": metrics[0].compute(), **metrics[1].compute(), **metrics[2].compute()}
-        for name in ("loss", "mIoU_D", "mIoU_I", "mIoU_C", "ECE"):
-            # The same on all devices already, because metrics gather; the mean of it tells Lightning so.
-            bar = stage == "val" and name == "mIoU_D"
-            self.log(f"{stage}/{name}", scores[name].float(), prog_bar=bar, sync_dist=True)
-        for metric in metrics:
-            metric.reset()
-
-    def _datasets(self) -> Mapping[str, Any]:
-        data = getattr(self.trainer, "datamodule", None)
-        return getattr(data, "datasets", {})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from softjaccard.data.colours import hex_colour
 from softjaccard.evaluation.report.markup import Markup, join, tag
-from softjaccard.evaluation.report.parts import Run, frequent_classes, hex_colour, small, swatch
+from softjaccard.evaluation.report.parts import Run, frequent_classes, small, swatch
 from softjaccard.evaluation.results import EvaluationResult
 
 

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from softjaccard.data.colours import UNLABELLED, hex_colour
 from softjaccard.evaluation.report.markup import Markup, join, tag
-from softjaccard.evaluation.report.parts import Run, hex_colour, legend, swatch
+from softjaccard.evaluation.report.parts import Run, legend, swatch
 from softjaccard.evaluation.results import IMAGE_SCORES, EvaluationResult, Picture, encode_image, image_scores
 
 _WRONG = (213, 94, 0)
-_UNLABELLED = (0, 0, 0)
 
 
 def worst(runs: Sequence[Run]) -> Markup:
@@ -26,7 +26,7 @@ def worst(runs: Sequence[Run]) -> Markup:
         result = run.result
         scores = image_scores(result.counts)
         swatches = [(swatch(hex_colour(c)), name) for name, c in zip(result.classes, result.colours, strict=True)]
-        marks = [(swatch(hex_colour(_UNLABELLED)), "not labelled"), (swatch(hex_colour(_WRONG)), "wrong")]
+        marks = [(swatch(hex_colour(UNLABELLED)), "not labelled"), (swatch(hex_colour(_WRONG)), "wrong")]
         body = [legend([*swatches, *marks])]
         for name, rows in result.worst.items():
             figures = [_card(result, row, f"{100 * scores[name][row].item():.1f} %") for row in rows]
@@ -52,11 +52,11 @@ def _panels(picture: Picture, colours: Sequence[tuple[int, int, int]]) -> dict[s
     label, prediction = (
         np.array(Image.open(io.BytesIO(data))).astype(np.int64) for data in (picture.label, picture.prediction)
     )
-    palette = np.array([*colours, _UNLABELLED], dtype=np.uint8)
+    palette = np.array([*colours, UNLABELLED], dtype=np.uint8)
     errors = np.array(Image.open(io.BytesIO(picture.image)).convert("L").convert("RGB"), dtype=np.float64)
     unlabelled, wrong = label == len(colours), label != prediction
     errors[wrong] = 0.25 * errors[wrong] + 0.75 * np.array(_WRONG)
-    errors[unlabelled] = _UNLABELLED
+    errors[unlabelled] = UNLABELLED
     overlay = Image.fromarray(errors.astype(np.uint8))
     return {
         "image": _data("jpeg", picture.image),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import softjaccard
 from softjaccard.errors import InputError
@@ -16,7 +17,7 @@ from softjaccard.evaluation.report.markup import Markup, join, tag
 from softjaccard.evaluation.report.parts import Run, swatch, table
 from softjaccard.evaluation.report.scores import class_bars, differences, scores
 from softjaccard.evaluation.report.training import curves
-from softjaccard.evaluation.results import EvaluationResult
+from softjaccard.evaluation.results import load_results
 from softjaccard.files import write_text
 
 #: Colours of the runs: Okabe and Ito's, in an order in which neighbours differ most; a ninth run begins anew.
@@ -24,21 +25,18 @@ RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def write_report(folders: Sequence[Path], output: Path) -> None:
+def write_report(folders: Sequence[Path], output: Path, split: str = "test") -> None:
     """Write one HTML file about one or more runs that have been tested.
 
     Args:
         folders: The runs' folders. The first one is what the others are compared with.
         output: The HTML file; its folder is made if need be.
+        split: Of which the results are shown.
 
     Raises:
         InputError: If a run has no test result, one of its files is damaged, or the output cannot be written.
     """
-    runs = [
-        Run(name, RUN_COLOURS[number % len(RUN_COLOURS)], _read_result(folder), _read_history(folder / "metrics.csv"))
-        for number, (name, folder) in enumerate(zip(_names(folders), folders, strict=True))
-    ]
-    page = _page(runs)
+    page = _page(_read_runs(folders, split))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_text(output, page)
@@ -52,13 +50,16 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
 
 
-def _read_result(folder: Path) -> EvaluationResult:
-    if not folder.is_dir():
-        raise InputError(f"There is no run in {folder}.")
-    path = folder / "evaluation" / "test"
-    if not path.is_dir():
-        raise InputError(f"{folder} has no test result: run `softjaccard test {folder}` first.")
-    return EvaluationResult.load(path)
+def _read_runs(folders: Sequence[Path], split: str) -> list[Run]:
+    """Read the runs, each followed by its further decodings, as if these were runs."""
+    runs: list[Run] = []
+    for name, folder in zip(_names(folders), folders, strict=True):
+        for number, result in enumerate(load_results(folder, split)):
+            colour = RUN_COLOURS[len(runs) % len(RUN_COLOURS)]
+            history = None if number else _read_history(folder / "metrics.csv")
+            shown = f"{name} ({result.settings['decoding']})" if number else name
+            runs.append(Run(shown, colour, result, history, again=number > 0))
+    return runs
 
 
 def _read_history(path: Path) -> dict[str, list[tuple[float, float]]] | None:
@@ -77,12 +78,13 @@ def _read_history(path: Path) -> dict[str, list[tuple[float, float]]] | None:
 
 
 def _page(runs: Sequence[Run]) -> Markup:
+    trained = [run for run in runs if not run.again]
     sections = {
         "Scores": scores(runs),
         "Differences": differences(runs) if len(runs) > 1 else None,
         "IoU of each class": class_bars(runs),
-        "Training": curves(runs),
-        "Calibration": calibration(runs),
+        "Training": curves(trained),
+        "Calibration": calibration(trained),
         "Confusion": confusion(runs),
         "Worst images": worst(runs),
     }
@@ -118,10 +120,26 @@ def _overview(runs: Sequence[Run]) -> Markup:
             tag("td", f"{len(run.result.images)} {run.result.split} images, {len(run.result.classes)} classes"),
             tag("td", f"{Path(run.result.checkpoint).name}, epoch {run.result.epoch + 1}, step {run.result.step}"),
             tag("td", run.result.seed),
+            tag("td", _inference(run.result.settings)),
         )
         for run in runs
     ]
-    return table(["Run", "Tested on", "Checkpoint", "Seed"], rows)
+    return table(["Run", "Tested on", "Checkpoint", "Seed", "Predicted"], rows)
+
+
+def _inference(settings: Mapping[str, Any]) -> str:
+    """Say how images were predicted."""
+    window, scales, temperature = settings["window"], settings["scales"], settings["temperature"]
+    parts = [
+        f"windows of {window[0]} x {window[1]}, overlap {100 * settings['overlap']:.0f} %"
+        if window
+        else "whole images",
+        f"at scales {', '.join(map(str, scales))}" if list(scales) != [1] else "",
+        "also mirrored" if settings["flip"] else "",
+        settings["decoding"],
+        f"temperature {temperature:.4g}" if temperature != 1 else "",
+    ]
+    return "; ".join(part for part in parts if part)
 
 
 def _versions(runs: Sequence[Run]) -> list[Markup]:

@@ -11,7 +11,7 @@ from softjaccard.evaluation.results import EvaluationResult
 
 MOST_CLASSES = 40
 """Of a confusion matrix, and with a reliability diagram of their own; nobody would read more."""
-_NO_FRACTIONS = {"NLL", "loss"}
+_NO_FRACTIONS = ("NLL", "loss")
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +23,8 @@ class Run:
     result: EvaluationResult
     history: Mapping[str, list[tuple[float, float]]] | None
     """(step, value) by column of metrics.csv; None without that file."""
+    again: bool = False
+    """Whether these are the probabilities of the run before, decoded in another way."""
 
 
 def table(heads: Sequence[object], rows: Sequence[Markup]) -> Markup:
@@ -48,22 +50,18 @@ def small(text: str | None) -> Markup | None:
 
 def score_label(name: str) -> Markup:
     """Write mIoU_I_worst5 with a raised I and the rest in words."""
-    found = re.fullmatch(r"(\w+?)_([DIC])(?:_worst_?(\w+))?", name)
+    found = re.fullmatch(r"([A-Za-z]+?)(?:_([DIC]))?((?:_\w+)?)", name)
     if not found:
         return join(name)
-    base, letter, worst = found.groups()
-    words = {None: "", "mean": ", worst cases"}.get(worst, f", worst {worst} %")
-    return join(base, tag("sup", letter), words)
+    base, letter, rest = found.groups()
+    words = re.sub(r"worst([\d.]+)", r"worst \1 %", rest.replace("_worst_mean", "_worst cases"))
+    words = re.sub(r"(\d)px", r"\1 px", words).replace("_", " ").strip()
+    return join(base, letter and tag("sup", letter), words and f", {words}")
 
 
 def score_text(name: str, value: float) -> str:
     """Write a score in percent, or with four digits if it is no fraction."""
-    return f"{value:.4f}" if name in _NO_FRACTIONS else f"{100 * value:.1f}"
-
-
-def hex_colour(colour: tuple[int, int, int]) -> str:
-    """Write a colour as CSS does."""
-    return "#{:02x}{:02x}{:02x}".format(*colour)
+    return f"{value:.4f}" if name.startswith(_NO_FRACTIONS) else f"{100 * value:.1f}"
 
 
 def frequent_classes(result: EvaluationResult) -> list[int]:

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from softjaccard.data.colours import hex_colour
 from softjaccard.evaluation.report.charts import interval_mark
 from softjaccard.evaluation.report.intervals import Range, score_differences, score_intervals
 from softjaccard.evaluation.report.markup import Markup, join, tag
-from softjaccard.evaluation.report.parts import Run, hex_colour, legend, score_label, score_text, small, swatch, table
+from softjaccard.evaluation.report.parts import Run, legend, score_label, score_text, small, swatch, table
 from softjaccard.evaluation.results import EvaluationResult
 
 _MEANINGS = {
@@ -25,6 +26,8 @@ _MEANINGS = {
     "SCE": "as ECE for the probability of each class, mean over classes; less is better",
     "Brier": "squared distance between probabilities and label; less is better",
     "NLL": "cross-entropy, in nats; less is better",
+    "ECE_unscaled": "ECE before the temperature",
+    "NLL_unscaled": "NLL before the temperature",
     "loss": "what the training minimised, mean over test batches; less is better",
 }
 _COUNTED = ("mIoU_D", "mIoU_I", "mIoU_C", "mIoU_I_worst5", "mIoU_C_worst5", "mDice_D", "mAcc_D", "Acc")

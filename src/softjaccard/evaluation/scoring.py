@@ -1,0 +1,276 @@
+"""Lightning modules that put the images of a split through a network, and keep what scores and reports need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics.utilities import dim_zero_cat
+
+from softjaccard.data.colours import class_colours
+from softjaccard.data.module import Batch, SegmentationData, Split
+from softjaccard.data.transforms import IGNORE_INDEX
+from softjaccard.errors import InputError, users_error
+from softjaccard.evaluation.decoding import decode
+from softjaccard.evaluation.inference import InferenceSettings, predict_logits
+from softjaccard.evaluation.results import Picture, image_scores
+from softjaccard.evaluation.temperature import Temperature, fit_temperature
+from softjaccard.labels import LabelLike
+from softjaccard.metrics import BoundaryIoU, CalibrationError, CalibrationSums, FineGrainedIoU
+from softjaccard.metrics.calibration import in_bins
+
+_BINS = 10
+_BOUNDARY_WIDTH = 3
+_WORST = 8
+"""Images with pictures, for each score."""
+_KEPT_LOGITS = 2**27
+"""A temperature is fitted to so many logits at most: with a copy, 1 GiB."""
+
+
+class _Inference(LightningModule):
+    """Makes the logits of a split's images."""
+
+    def __init__(self, network: nn.Module, data: SegmentationData, split: Split, settings: InferenceSettings) -> None:
+        super().__init__()
+        self.network, self.data, self.split, self.settings = network, data, split, settings
+        self.dataset = data.datasets[split]
+        self.num_classes = self.dataset.num_classes
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return logits (B, C, H, W)."""
+        logits = predict_logits(self.network, batch["image"], self.settings)
+        if logits.shape[1] != self.num_classes:
+            raise InputError(
+                f"The network has {logits.shape[1]} classes, but the {self.split} data have {self.num_classes}."
+            )
+        return logits
+
+
+class TemperatureFit(_Inference):
+    """Fits a temperature to the images of a split; beyond 2^27 logits, to evenly spread pixels of each."""
+
+    def __init__(self, *arguments: Any) -> None:
+        """See `_Inference`."""
+        super().__init__(*arguments)
+        self.pixels = _Pixels()
+        self.fitted: Temperature | None = None
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Keep a batch."""
+        logits = self.logits(batch)
+        step = max(1, math.ceil(math.sqrt(logits[0].numel() * len(self.dataset) / _KEPT_LOGITS)))
+        spread = (..., slice(None, None, step), slice(None, None, step))
+        self.pixels.update(logits[spread], batch["label"][spread])
+
+    def on_validation_epoch_end(self) -> None:
+        """Fit the temperature, on each device to the pixels of all."""
+        with self.pixels.sync_context():
+            logits, label = dim_zero_cat(self.pixels.logits), dim_zero_cat(self.pixels.label)
+        self.pixels.reset()
+        self.fitted = fit_temperature([(logits.T.unsqueeze(0), label.unsqueeze(0))])
+
+
+class _Pixels(Metric):
+    """Logits (n, C) and label (n,) of pixels that have one, gathered over devices."""
+
+    logits: list[Tensor]
+    label: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("logits", "label"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, logits: Tensor, label: Tensor) -> None:
+        """Add a batch."""
+        kept = label != IGNORE_INDEX
+        self.logits.append(logits.movedim(1, -1)[kept])
+        self.label.append(label[kept])
+
+    def compute(self) -> None:
+        """Nothing: what is kept is read inside `sync_context`."""
+
+
+class Scorer(_Inference):
+    """Scores the images of a split; the tables of all devices are gathered at the end.
+
+    The worst images then go through the network once more, on the first device, for their pictures.
+
+    Args:
+        network: With a method `predict`.
+        data: Has set up the split.
+        split: Which one.
+        settings: How logits are made.
+        decodings: How they become classes; each is scored.
+        temperature: Logits are divided by it first.
+        loss: From logits and labels to a scalar, if there is one.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        data: SegmentationData,
+        split: Split,
+        settings: InferenceSettings,
+        *,
+        decodings: Sequence[str],
+        temperature: float,
+        loss: nn.Module | None,
+    ) -> None:
+        """See the class."""
+        super().__init__(network, data, split, settings)
+        self.temperature, self.loss = temperature, loss
+        self.mean_loss = MeanMetric()
+        self.calibration = _ImageReliability(self.num_classes)
+        self.unscaled = CalibrationError(self.num_classes, _BINS, from_logits=True)
+        self.decoded = {name: _ClassTables(self.num_classes) for name in decodings}
+        for name, tables in self.decoded.items():
+            self.add_module(name, tables)  # so that they go to the device
+        self.found: dict[str, dict[str, Any]] = {}
+        """By decoding, the fields of an `EvaluationResult` that follow from data and network."""
+
+    def test_step(self, batch: Batch, batch_index: int) -> None:
+        """Add a batch."""
+        label, ids = batch["label"], batch["index"]
+        logits = self.logits(batch)
+        if self.loss is not None:
+            with users_error("model.loss"):
+                self.mean_loss.update(self.loss(logits, label), len(logits))
+        with users_error(self.split):
+            if self.temperature != 1:
+                self.unscaled.update(logits, label)
+            logits = logits / self.temperature
+            self.calibration.update(logits, label, ids=ids)
+            for decoding, tables in self.decoded.items():
+                tables.update(_decode(logits, batch["size"], decoding), label, ids)
+
+    def on_test_epoch_end(self) -> None:
+        """Gather scores and tables, and draw the worst images."""
+        scores = {"loss": self.mean_loss.compute()} if self.loss is not None else {}
+        scores |= self.calibration.compute()
+        if self.temperature != 1:
+            scores |= {f"{name}_unscaled": score for name, score in self.unscaled.compute().items()}
+        shared = self.calibration.tables()
+        ids = shared.pop("ids").tolist()
+        names = getattr(self.dataset, "ids", [str(index) for index in range(len(self.dataset))])
+        for decoding, own in self.decoded.items():
+            tables = own.tables()
+            found = scores | own.scores(self.dataset.classes)
+            self.found[decoding] = {
+                "split": self.split,
+                "classes": tuple(self.dataset.classes),
+                "colours": class_colours(self.dataset),
+                "images": tuple(names[index] for index in ids),
+                "scores": {name: score.item() for name, score in found.items() if score.ndim == 0},
+                "worst": {name: _lowest(values) for name, values in image_scores(tables["counts"]).items()},
+                **tables,
+                **shared,
+            }
+        if self.trainer.is_global_zero:
+            self._add_pictures(ids)
+
+    # For the split "val", which has Lightning's other evaluation loop.
+    validation_step = test_step
+    on_validation_epoch_end = on_test_epoch_end
+
+    def _add_pictures(self, ids: Sequence[int]) -> None:
+        """Draw the worst images; the id of a row is its place in the split."""
+        shown = {decoding: set(sum(found["worst"].values(), ())) for decoding, found in self.found.items()}
+        pictures: dict[str, dict[int, Picture]] = {decoding: {} for decoding in shown}
+        for row in sorted(set().union(*shown.values())):
+            batch = self.data.evaluation_batch(self.split, [ids[row]])
+            batch = self.trainer.strategy.batch_to_device(batch, self.device)
+            with self.trainer.strategy.precision_plugin.test_step_context():
+                logits = self.logits(batch) / self.temperature
+            height, width = batch["size"][0].tolist()
+            image, label = (batch[name][0, ..., :height, :width] for name in ("image", "label"))
+            for decoding in self.found:
+                if row in shown[decoding]:
+                    classes = _decode(logits, batch["size"], decoding)[0, :height, :width]
+                    pictures[decoding][row] = Picture.encode(image, label, classes, self.num_classes)
+        for decoding, found in self.found.items():
+            found["pictures"] = pictures[decoding]
+
+
+class _ClassTables(nn.Module):
+    """What follows from the classes that one decoding gives."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.iou = FineGrainedIoU(num_classes)
+        self.boundary = BoundaryIoU(num_classes, _BOUNDARY_WIDTH)
+        self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE_INDEX)
+
+    def update(self, classes: Tensor, label: Tensor, ids: Tensor) -> None:
+        """Add a batch."""
+        self.iou.update(classes, label, image_ids=ids)
+        self.boundary.update(classes, label, image_ids=ids)
+        self.confusion.update(classes, label)
+
+    def scores(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return the scores of all devices' images, with the IoU of each class that is labelled or predicted."""
+        iou = self.iou.compute()
+        by_class = zip(names, iou["IoU_D"], iou["active_D"], strict=True)
+        return {
+            **iou,
+            **self.boundary.compute(),
+            **{f"IoU_D/{name}": score for name, score, active in by_class if active},
+        }
+
+    def tables(self) -> dict[str, Tensor]:
+        """Return `counts` and `confusion` of an `EvaluationResult`, of all devices' images by their id."""
+        with self.iou.sync_context():
+            counts, _ = self.iou.table()
+        return {"counts": counts.cpu(), "confusion": self.confusion.compute().cpu()}
+
+
+class _ImageReliability(CalibrationError):
+    """Keeps, besides all scores, each image's reliability and id, gathered over devices."""
+
+    ids: list[Tensor]
+    image_bins: list[Tensor]
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, _BINS, from_logits=True, per_image=True, boundary_kernel_size=3)
+        for name in ("ids", "image_bins"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(
+        self, probabilities: Tensor, label: LabelLike, mask: Tensor | None = None, *, ids: Tensor | None = None
+    ) -> None:
+        """Add a batch of images with these ids."""
+        super().update(probabilities, label, mask)
+        if ids is not None:
+            self.ids.append(ids)
+
+    def tables(self) -> dict[str, Tensor]:
+        """Return `calibration` and `class_calibration` of an `EvaluationResult`, and the images' ids, which rise."""
+        with self.sync_context():
+            ids, bins = dim_zero_cat(self.ids).cpu(), dim_zero_cat(self.image_bins).cpu()
+            by_class = self.reliability()[:, 1:].movedim(0, 1).cpu()
+        order = ids.argsort()
+        return {"ids": ids[order], "calibration": bins[order], "class_calibration": by_class}
+
+    def _add(self, sums: CalibrationSums) -> None:
+        super()._add(sums)
+        self.image_bins.append(in_bins(sums.over(1).cells[:, :3, 0]))
+
+
+def _decode(logits: Tensor, sizes: Tensor, decoding: str) -> Tensor:
+    """Return classes (B, H, W); the padding of a batch has no say in rules that look at whole images."""
+    classes = torch.zeros_like(logits[:, 0], dtype=torch.int64)
+    for image, (height, width) in enumerate(sizes.tolist()):
+        classes[image, :height, :width] = decode(logits[image : image + 1, :, :height, :width], decoding)[0]
+    return classes
+
+
+def _lowest(values: Tensor) -> tuple[int, ...]:
+    """Return the rows of the lowest values, lowest first; NaN is no value."""
+    order = [row for row in values.argsort(stable=True).tolist() if not values[row].isnan()]
+    return tuple(order[:_WORST])
