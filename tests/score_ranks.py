@@ -1,4 +1,4 @@
-"""What two processes of a gloo group compute in the tests of the scores.
+"""What two processes compute in the tests of the scores.
 
 A module of its own because the processes import it; pytest's names for test modules mean nothing to them.
 """
@@ -6,16 +6,12 @@ A module of its own because the processes import it; pytest's names for test mod
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
-from softjaccard.metrics import BoundaryIoU, FineGrainedIoU
+from softjaccard.metrics import BoundaryIoU, CalibrationError, FineGrainedIoU
 
 Batches = tuple[tuple[int, ...], ...]
 #: The images of each process, batch by batch, and whether they carry ids.
@@ -55,16 +51,38 @@ def make_metrics() -> tuple[FineGrainedIoU, BoundaryIoU]:
     return FineGrainedIoU(4), BoundaryIoU(4, width=1)
 
 
-def _work(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=60))
-    results = [found(make_metrics(), shares[rank], with_ids) for shares, with_ids in SHARES]
-    torch.save(results, folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+def found_by_rank(rank: int, ranks: int) -> list[list[Any]]:
+    """What a process finds in each case."""
+    return [found(make_metrics(), shares[rank], with_ids) for shares, with_ids in SHARES]
 
 
-def run(folder: Path) -> list[list[list[Any]]]:
-    """What each process found in each case."""
-    mp.spawn(_work, (folder,), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+# --- Calibration ------------------------------------------------------------------------------------------------------
+
+#: The images of each process, batch by batch; in the second case one process has none.
+CALIBRATION_SHARES: tuple[tuple[tuple[slice, ...], ...], ...] = (
+    ((slice(0, 1), slice(1, 5)), (slice(5, 7),)),
+    ((slice(0, 7),), ()),
+)
+
+
+def calibration_images() -> tuple[Tensor, Tensor]:
+    """Logits (7, 4, 33, 29) and label; enough pixels that float32 sums would not agree to 1e-12."""
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(-1, 4, (7, 33, 29), generator=generator)
+    return 2 * torch.randn(7, 4, 33, 29, generator=generator), torch.where(label == -1, -100, label)
+
+
+def calibration_of(batches: Sequence[slice]) -> dict[str, Any]:
+    """Scores and reliability of these images."""
+    logits, label = calibration_images()
+    metric = CalibrationError(4, from_logits=True, per_image=True, boundary_kernel_size=3)
+    for batch in batches:
+        metric.update(logits[batch], label[batch])
+    with metric.sync_context():
+        reliability = metric.reliability()
+    return {"scores": metric.compute(), "reliability": reliability}
+
+
+def calibration_by_rank(rank: int, ranks: int) -> list[dict[str, Any]]:
+    """What a process finds in each case."""
+    return [calibration_of(shares[rank]) for shares in CALIBRATION_SHARES]

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from softjaccard.errors import InputError
-from softjaccard.evaluation.colours import distinct_colours
 from softjaccard.evaluation.inference import InferenceSettings
 from softjaccard.evaluation.prediction import find_device, find_images, predict_images
 
@@ -216,15 +215,3 @@ def test_devices() -> None:
     for name in ("abacus", "cuda:99"):
         with pytest.raises(InputError, match=f"device '{name}' cannot be used here"):
             find_device(name)
-
-
-def test_colours_are_distinct_and_do_not_depend_on_the_number_of_classes() -> None:
-    colours = distinct_colours(1000).astype(int)
-    assert len(np.unique(colours, axis=0)) == 1000
-    few = colours[:20]
-    apart = np.sqrt(((few[:, None] - few) ** 2).sum(-1))[~np.eye(20, dtype=bool)]
-    assert apart.min() > 100
-    for count in (0, 1, 7):
-        assert np.array_equal(distinct_colours(count), colours[:count])
-    with pytest.raises(InputError, match="4097 classes"):
-        distinct_colours(4097)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassCalibrationError
 
-import calibration_ranks
+import ranks
+import score_ranks
 from softjaccard import RaterLabel, SmoothedLabel, TeacherLabel, boundary, dense
 from softjaccard.metrics import CalibrationError, calibration_scores, calibration_sums
 from softjaccard.metrics.calibration import CALIBRATION_SCORES
@@ -376,13 +377,10 @@ def test_memory_is_constant_unless_images_are_kept() -> None:
 
 
 def test_two_processes_with_uneven_shares_give_the_same_scores(tmp_path: Path) -> None:
-    logits, label = calibration_ranks.images()
-    metric = calibration_ranks.make_metric()
-    metric.update(logits, label)
-    expected = {"scores": metric.compute(), "reliability": metric.reliability()}
-    for rank in calibration_ranks.run(tmp_path):
-        assert len(rank) == len(calibration_ranks.SHARES)
-        for found in rank:
+    expected = score_ranks.calibration_of([slice(0, 7)])
+    for by_case in ranks.run(score_ranks.calibration_by_rank, 2, tmp_path):
+        assert len(by_case) == len(score_ranks.CALIBRATION_SHARES)
+        for found in by_case:
             torch.testing.assert_close(found["scores"], expected["scores"], rtol=0, atol=1e-12)
             torch.testing.assert_close(found["reliability"], expected["reliability"], rtol=1e-12, atol=1e-12)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import ranks
 import score_ranks
 from softjaccard.metrics import BoundaryIoU, FineGrainedIoU, boundary_counts, fine_grained_iou, image_counts
 
@@ -54,7 +55,7 @@ def test_memory_is_the_table_and_nothing_else(metric: Any) -> None:
 
 @pytest.fixture(scope="module")
 def by_rank(tmp_path_factory: pytest.TempPathFactory) -> list[list[list[Any]]]:
-    return score_ranks.run(tmp_path_factory.mktemp("ranks"))
+    return ranks.run(score_ranks.found_by_rank, 2, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("case", range(len(score_ranks.SHARES)))

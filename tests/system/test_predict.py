@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from drawn_camvid import draw_camvid
 from softjaccard.cli import main
 from softjaccard.data.camvid import CamVid
+from softjaccard.data.colours import distinct_colours
 from softjaccard.data.images import read_image
 from softjaccard.evaluation import decoding
-from softjaccard.evaluation.colours import distinct_colours
 from softjaccard.evaluation.decoding import decode
 from softjaccard.evaluation.inference import InferenceSettings, predict_logits
 from softjaccard.training.run import load_run_network
@@ -122,7 +122,7 @@ def test_a_run_that_did_not_keep_its_classes_gets_colours(work: Path, tmp_path: 
     assert predict(work, tmp_path / "out", "--checkpoint", str(tmp_path / "old.ckpt")) == 0
     mask = np.asarray(Image.open(tmp_path / "out" / "masks" / "test" / "test_0.png"))
     colours = np.asarray(Image.open(tmp_path / "out" / "colours" / "test" / "test_0.png"))
-    assert np.array_equal(colours, distinct_colours(11)[mask])
+    assert np.array_equal(colours, np.array(distinct_colours(11))[mask])
 
 
 def test_one_bad_image_among_others(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,10 +80,10 @@ def test_optimiser_settings_out_of_range(wrong: dict[str, float]) -> None:
 def test_evaluation_logs_the_scores_of_the_whole_set(data: CamVidData) -> None:
     model = module().eval()
     trainer = quiet()
-    (logged,) = trainer.test(model, data, verbose=False)
+    (logged,) = trainer.validate(model, data, verbose=False)
     iou, calibration = FineGrainedIoU(11), CalibrationError(11)
     losses = []
-    for batch in data.test_dataloader():
+    for batch in data.val_dataloader():
         with torch.no_grad():
             logits = interpolate(model(batch["image"]), size=(64, 64), mode="bilinear")
         iou.update(logits, batch["label"])
@@ -92,22 +92,17 @@ def test_evaluation_logs_the_scores_of_the_whole_set(data: CamVidData) -> None:
     scores = iou.compute()
     expected = {name: scores[name] for name in ("mIoU_D", "mIoU_I", "mIoU_C")}
     expected |= {"ECE": calibration.compute()["ECE"], "loss": torch.stack(losses).mean()}
-    expected |= {
-        f"IoU_D/{name}": scores["IoU_D"][index]
-        for index, name in enumerate(data.datasets["test"].classes)
-        if scores["active_D"][index]
-    }
-    assert {name.removeprefix("test/") for name in logged} == set(expected)
+    assert {name.removeprefix("val/") for name in logged} == set(expected)
     for name, value in expected.items():
-        assert logged[f"test/{name}"] == pytest.approx(value.item(), abs=1e-5), name
+        assert logged[f"val/{name}"] == pytest.approx(value.item(), abs=1e-5), name
 
 
 def test_images_that_come_twice_in_evaluation_count_once(data: CamVidData) -> None:
     model = module().eval()
-    data.setup("test")
-    batches = list(data.test_dataloader())
+    data.setup("validate")
+    batches = list(data.val_dataloader())
     for batch in [*batches, batches[0]]:
-        model._evaluate(batch, "test")
+        model.validation_step(batch, 0)
     assert model.evaluation_iou.table()[1].tolist() == list(range(len(batches)))
 
 
@@ -127,8 +122,8 @@ def test_training_lowers_the_loss_and_shows_a_running_score(data: CamVidData) ->
 
 
 def test_data_with_other_classes_are_refused(data: CamVidData) -> None:
-    with pytest.raises(InputError, match=r"num_classes is 4.*test data have 11"):
-        quiet().test(module(num_classes=4), data, verbose=False)
+    with pytest.raises(InputError, match=r"num_classes is 4.*val data have 11"):
+        quiet().validate(module(num_classes=4), data, verbose=False)
 
 
 def test_the_running_score_is_that_of_the_epochs_images_so_far(data: CamVidData) -> None:
@@ -158,7 +153,7 @@ def test_errors_of_the_loss_are_the_users(data: CamVidData) -> None:
         softjaccard.CrossEntropyLoss(class_weight=[1.0, 2.0]), 11, architecture="unet", encoder="tu-test_resnet"
     )
     with pytest.raises(InputError, match=r"model\.loss: class_weight.*11"):
-        quiet().test(model, data, verbose=False)
+        quiet().validate(model, data, verbose=False)
 
 
 def test_more_devices_than_images(data: CamVidData) -> None:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
@@ -127,7 +126,7 @@ class Scorer(_Inference):
         super().__init__(network, data, split, settings)
         self.temperature, self.loss = temperature, loss
         self.mean_loss = MeanMetric()
-        self.calibration = _ImageReliability(self.num_classes)
+        self.calibration = _Calibration(self.num_classes)
         self.unscaled = CalibrationError(self.num_classes, _BINS, from_logits=True)
         self.decoded = {name: _ClassTables(self.num_classes) for name in decodings}
         for name, tables in self.decoded.items():
@@ -137,31 +136,27 @@ class Scorer(_Inference):
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
         """Add a batch."""
-        label, ids = batch["label"], batch["index"]
         logits = self.logits(batch)
         if self.loss is not None:
             with users_error("model.loss"):
-                self.mean_loss.update(self.loss(logits, label), len(logits))
+                self.mean_loss.update(self.loss(logits, batch["label"]), len(logits))
         with users_error(self.split):
-            if self.temperature != 1:
-                self.unscaled.update(logits, label)
-            logits = logits / self.temperature
-            self.calibration.update(logits, label, ids=ids)
-            for decoding, tables in self.decoded.items():
-                tables.update(_decode(logits, batch["size"], decoding), label, ids)
+            for part in zip(logits, batch["label"], batch["index"], batch["size"].tolist(), strict=True):
+                self._add_image(*part)
 
     def on_test_epoch_end(self) -> None:
         """Gather scores and tables, and draw the worst images."""
-        scores = {"loss": self.mean_loss.compute()} if self.loss is not None else {}
-        scores |= self.calibration.compute()
+        scores = self.calibration.compute()
         if self.temperature != 1:
             scores |= {f"{name}_unscaled": score for name, score in self.unscaled.compute().items()}
+        if self.loss is not None:
+            scores["loss"] = self.mean_loss.compute()
         shared = self.calibration.tables()
         ids = shared.pop("ids").tolist()
         names = getattr(self.dataset, "ids", [str(index) for index in range(len(self.dataset))])
         for decoding, own in self.decoded.items():
             tables = own.tables()
-            found = scores | own.scores(self.dataset.classes)
+            found = own.scores(self.dataset.classes) | scores
             self.found[decoding] = {
                 "split": self.split,
                 "classes": tuple(self.dataset.classes),
@@ -179,6 +174,16 @@ class Scorer(_Inference):
     validation_step = test_step
     on_validation_epoch_end = on_test_epoch_end
 
+    def _add_image(self, logits: Tensor, label: Tensor, index: Tensor, size: Sequence[int]) -> None:
+        """Add an image without its padding, which would have a say in decodings and in where boundaries are."""
+        logits, label = _cut(size, logits[None], label[None])
+        if self.temperature != 1:
+            self.unscaled.update(logits, label)
+            logits = logits / self.temperature
+        self.calibration.update(logits, label, ids=index[None])
+        for decoding, tables in self.decoded.items():
+            tables.update(decode(logits, decoding), label, index[None])
+
     def _add_pictures(self, ids: Sequence[int]) -> None:
         """Draw the worst images; the id of a row is its place in the split."""
         shown = {decoding: set(sum(found["worst"].values(), ())) for decoding, found in self.found.items()}
@@ -188,12 +193,11 @@ class Scorer(_Inference):
             batch = self.trainer.strategy.batch_to_device(batch, self.device)
             with self.trainer.strategy.precision_plugin.test_step_context():
                 logits = self.logits(batch) / self.temperature
-            height, width = batch["size"][0].tolist()
-            image, label = (batch[name][0, ..., :height, :width] for name in ("image", "label"))
+            logits, image, label = _cut(batch["size"][0].tolist(), logits, batch["image"], batch["label"])
             for decoding in self.found:
                 if row in shown[decoding]:
-                    classes = _decode(logits, batch["size"], decoding)[0, :height, :width]
-                    pictures[decoding][row] = Picture.encode(image, label, classes, self.num_classes)
+                    classes = decode(logits, decoding)
+                    pictures[decoding][row] = Picture.encode(image[0], label[0], classes[0], self.num_classes)
         for decoding, found in self.found.items():
             found["pictures"] = pictures[decoding]
 
@@ -230,7 +234,7 @@ class _ClassTables(nn.Module):
         return {"counts": counts.cpu(), "confusion": self.confusion.compute().cpu()}
 
 
-class _ImageReliability(CalibrationError):
+class _Calibration(CalibrationError):  # noqa: N818 (no exception)
     """Keeps, besides all scores, each image's reliability and id, gathered over devices."""
 
     ids: list[Tensor]
@@ -262,12 +266,9 @@ class _ImageReliability(CalibrationError):
         self.image_bins.append(in_bins(sums.over(1).cells[:, :3, 0]))
 
 
-def _decode(logits: Tensor, sizes: Tensor, decoding: str) -> Tensor:
-    """Return classes (B, H, W); the padding of a batch has no say in rules that look at whole images."""
-    classes = torch.zeros_like(logits[:, 0], dtype=torch.int64)
-    for image, (height, width) in enumerate(sizes.tolist()):
-        classes[image, :height, :width] = decode(logits[image : image + 1, :, :height, :width], decoding)[0]
-    return classes
+def _cut(size: Sequence[int], *padded: Tensor) -> list[Tensor]:
+    """Return an image's part of tensors that are padded at the right and the bottom."""
+    return [tensor[..., : size[0], : size[1]] for tensor in padded]
 
 
 def _lowest(values: Tensor) -> tuple[int, ...]:

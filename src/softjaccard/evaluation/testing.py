@@ -155,7 +155,7 @@ def _summary(results: Mapping[str, EvaluationResult], fitted: Temperature | None
         rows["loss"] = [main.scores["loss"]]
     lines += _table(rows, [f"T = {value:.6g}" for value in suffixes])
     if fitted and fitted.at_bound:
-        lines.append(f"The temperature is the {fitted.at_bound} bound of what was looked at, and no optimum.")
+        lines.append(f"The temperature is the {fitted.at_bound} bound of those tried, and no optimum.")
     return "".join(f"{line}\n" for line in lines)
 
 
