@@ -94,7 +94,9 @@ def test_settings_reach_the_network_and_classes_without_names_are_numbered(tmp_p
     assert len(seen) > 9
     assert np.asarray(Image.open(tmp_path / "out" / "masks" / "a.png")).shape == (9, 9)
     legend = json.loads((tmp_path / "out" / "predict.json").read_text())["classes"]
-    assert legend == [{"id": 0, "name": "0", "colour": [0, 0, 0]}, {"id": 1, "name": "1", "colour": [255, 255, 255]}]
+    assert [(entry["id"], entry["name"], entry["colour"]) for entry in legend] == [
+        (index, str(index), list(colour)) for index, colour in enumerate(distinct_colours(2))
+    ]
     assert not (tmp_path / "out" / "probabilities").exists()
 
 

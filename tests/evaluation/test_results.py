@@ -83,7 +83,7 @@ def cut(name: str) -> Callable[[Path], object]:
         (lambda folder: (folder / "result.json").unlink(), ["result.json", "cannot be read", "softjaccard test"]),
         (cut("result.json"), ["result.json", "damaged", "softjaccard test"]),
         (lambda folder: (folder / "result.json").write_text("[]"), ["result.json", "not the result of a test"]),
-        (spoil_json(format=99), ["result.json", "format 99", "format 1"]),
+        (spoil_json(format=99), ["result.json", "format 99", "format 2"]),
         (spoil_json(classes=None, seed=None), ["result.json", "lacks seed, classes"]),
         (spoil_json(images=["a"]), ["result.json", "counts", "(1, 4, 3)", "(6, 4, 3)"]),
         (spoil_json(colours=[[1, 2, 3]]), ["result.json", "colours"]),
