@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from softjaccard.data.colours import distinct_colours
 from softjaccard.errors import InputError
 from softjaccard.evaluation.inference import InferenceSettings
 from softjaccard.evaluation.prediction import find_device, find_images, predict_images
