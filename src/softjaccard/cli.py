@@ -108,14 +108,8 @@ def _build_parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     recipes = ", ".join(_recipes())
-    fit = commands.add_parser(
-        "fit",
-        help="train a network",
-        usage="softjaccard fit --config CONFIG [--output DIR] [--resume] [--SETTING VALUE ...]",
-        epilog=_FIT_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    usage = "--config CONFIG [--output DIR] [--resume] [--SETTING VALUE ...]"
+    fit = _add_command(commands, "fit", "train a network", usage, _FIT_HELP)
     fit.add_argument(
         "--config",
         action="append",
@@ -126,32 +120,35 @@ def _build_parser() -> argparse.ArgumentParser:
     fit.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run in that folder")
     fit.set_defaults(run=_fit)
 
-    report = commands.add_parser(
-        "report",
-        help="show what tests of one or more runs found, in one HTML file",
-        usage="softjaccard report RUN... [--split test|val] [--output FILE]",
-        allow_abbrev=False,
-    )
+    _add_test(commands)
+    _add_predict(commands)
+    what = "show what tests of one or more runs found, in one HTML file"
+    report = _add_command(commands, "report", what, "RUN... [--split test|val] [--output FILE]")
     report.add_argument(
         "runs", metavar="RUN", type=Path, nargs="+", help="a run's folder; the first is what others are compared with"
     )
     report.add_argument("--split", choices=("test", "val"), default="test", help="what was tested (%(default)s)")
     report.add_argument("--output", type=Path, default=Path("report.html"), help="the HTML file (%(default)s)")
     report.set_defaults(run=_report)
-    _add_test(commands)
-    _add_predict(commands)
     return parser
 
 
-def _add_test(commands: argparse._SubParsersAction[_Parser]) -> None:
-    test = commands.add_parser(
-        "test",
-        help="score a trained network on the test images",
-        usage="softjaccard test RUN [options] [--SETTING VALUE ...]",
-        epilog=_TEST_HELP,
+def _add_command(
+    commands: argparse._SubParsersAction[_Parser], name: str, what: str, usage: str, epilog: str | None = None
+) -> _Parser:
+    return commands.add_parser(
+        name,
+        help=what,
+        usage=f"softjaccard {name} {usage}",
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def _add_test(commands: argparse._SubParsersAction[_Parser]) -> None:
+    what = "score a trained network on the test images"
+    test = _add_command(commands, "test", what, "RUN [options] [--SETTING VALUE ...]", _TEST_HELP)
     test.add_argument("output", metavar="RUN", type=Path, help="the run's folder")
     test.add_argument("--checkpoint", default="best", help="best (or last if there is none), last, or a file")
     test.add_argument("--split", choices=("test", "val"), default="test", help="which images (%(default)s)")
@@ -194,14 +191,8 @@ def _inference(known: argparse.Namespace) -> InferenceSettings:
 
 
 def _add_predict(commands: argparse._SubParsersAction[_Parser]) -> None:
-    predict = commands.add_parser(
-        "predict",
-        help="segment images with a trained network",
-        usage="softjaccard predict RUN INPUT [INPUT ...] --output DIR [options]",
-        epilog=_PREDICT_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    what = "segment images with a trained network"
+    predict = _add_command(commands, "predict", what, "RUN INPUT [INPUT ...] --output DIR [options]", _PREDICT_HELP)
     predict.add_argument("trained", metavar="RUN", type=Path, help="a run's folder, or a checkpoint file")
     predict.add_argument("inputs", metavar="INPUT", nargs="+", type=Path, help="an image, or a folder with images")
     predict.add_argument("--output", type=Path, required=True, help="folder for the results")

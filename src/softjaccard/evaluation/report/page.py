@@ -90,7 +90,7 @@ def _page(runs: Sequence[Run]) -> Markup:
     }
     shown = {title: body for title, body in sections.items() if body is not None}
     anchors = {title: title.lower().replace(" ", "-") for title in shown}
-    title = f"Test of {runs[0].name}" if len(runs) == 1 else f"Tests of {len(runs)} runs"
+    title = f"Test of {runs[0].name}" if len(trained) == 1 else f"Tests of {len(trained)} runs"
     style = Markup((files("softjaccard.evaluation.report") / "style.css").read_text(encoding="utf-8"))
     head = tag(
         "head",
