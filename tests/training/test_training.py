@@ -102,6 +102,15 @@ def test_evaluation_logs_the_scores_of_the_whole_set(data: CamVidData) -> None:
         assert logged[f"test/{name}"] == pytest.approx(value.item(), abs=1e-5), name
 
 
+def test_images_that_come_twice_in_evaluation_count_once(data: CamVidData) -> None:
+    model = module().eval()
+    data.setup("test")
+    batches = list(data.test_dataloader())
+    for batch in [*batches, batches[0]]:
+        model._evaluate(batch, "test")
+    assert model.evaluation_iou.table()[1].tolist() == list(range(len(batches)))
+
+
 def test_training_lowers_the_loss_and_shows_a_running_score(data: CamVidData) -> None:
     model = module(optimiser=OptimiserSettings(learning_rate=1e-2, decoder_factor=1.0))
     steps = []

@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 
 from softjaccard.data.module import Batch
 from softjaccard.errors import InputError
-from softjaccard.metrics import CalibrationError, FineGrainedIoU, fine_grained_iou, image_counts
+from softjaccard.metrics import CalibrationError, FineGrainedIoU, image_counts, table_score
 from softjaccard.models import create_model
 from softjaccard.training.optimisation import OptimiserSettings, build_optimiser, build_schedule
 
@@ -120,7 +120,7 @@ class SupervisedSegmentation(LightningModule):
                     f"The loss is {loss.item()} at step {self.global_step}; "
                     "a lower model.optimiser.learning_rate may help."
                 )
-            score = fine_grained_iou(self._training_counts[None])["mIoU_D"]
+            score = table_score(self._training_counts[None], "mIoU_D")
             self.log("train/mIoU_D", score.float(), prog_bar=True)
         return loss
 
@@ -171,7 +171,7 @@ class SupervisedSegmentation(LightningModule):
     def _evaluate(self, batch: Batch, stage: str) -> None:
         logits, loss = self._logits_and_loss(batch)
         with _users_error(stage):
-            self.evaluation_iou.update(logits, batch["label"])
+            self.evaluation_iou.update(logits, batch["label"], image_ids=batch.get("index"))
             self.calibration.update(logits, batch["label"])
         self.evaluation_loss.update(loss, len(logits))
 
