@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -29,8 +29,12 @@ class Inputs:
     """(B, C, h, w), requires grad."""
     index: Tensor
     """Class ids (B, H, W)."""
-    teacher: Tensor
-    """A teacher's logits (B, C, h, w)."""
+    teacher: Tensor | None
+    """A teacher's logits (B, C, h, w), if the label is a teacher's."""
+
+    def hardened(self) -> Inputs:
+        """The same with the hard label."""
+        return replace(self, label="hard", teacher=None)
 
     @property
     def size(self) -> torch.Size:
@@ -39,7 +43,7 @@ class Inputs:
 
     def own_label(self) -> LabelLike:
         """The label as this library takes it."""
-        if self.label == "teacher":
+        if self.teacher is not None:
             return TeacherLabel(self.teacher)
         return SmoothedLabel(self.index, 0.5, boundary(self.index)) if self.label == "smoothed" else self.index
 
@@ -49,7 +53,7 @@ class Inputs:
 
     def full_label(self) -> Tensor:
         """The label as other libraries take it: class ids, or the distribution (B, C, H, W)."""
-        if self.label == "teacher":
+        if self.teacher is not None:
             return self._full(self.teacher).softmax(1)
         label = self.own_label()
         return label if isinstance(label, Tensor) else label.dense(self.logits.shape[1], dtype=self.logits.dtype)[0]
@@ -76,10 +80,14 @@ def _agreeing(index: Tensor, classes: int, stride: int, generator: torch.Generat
 
 
 @lru_cache(maxsize=1)
-def draw(shape: tuple[int, int, int, int], stride: int, dtype: str, device: torch.device) -> Inputs:
-    """The same inputs every time, for ``shape`` (B, C, H, W) with logits smaller by ``stride`` and a hard label."""
+def draw(shape: tuple[int, int, int, int], stride: int, label: str, dtype: str, device: torch.device) -> Inputs:
+    """The same inputs every time, for ``shape`` (B, C, H, W) with logits smaller by ``stride``."""
     images, classes, height, width = shape
     generator = torch.Generator().manual_seed(0)
     index = torch.stack([_regions(classes, (height, width), generator) for _ in range(images)])
-    logits, teacher = (_agreeing(index, classes, stride, generator).to(device, DTYPES[dtype]) for _ in range(2))
-    return Inputs("hard", logits.requires_grad_(), index.to(device), teacher)
+
+    def network() -> Tensor:
+        return _agreeing(index, classes, stride, generator).to(device, DTYPES[dtype])
+
+    logits = network().requires_grad_()
+    return Inputs(label, logits, index.to(device), network() if label == "teacher" else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
@@ -113,8 +113,8 @@ class LossCase:
     def measure(self, device: torch.device, budget: float) -> dict[str, object]:
         """Time and memory of forward and backward, beside cross-entropy of the hard label."""
         loss = CONTENDERS[self.loss].make(self.label != "hard")
-        hard = draw(self.shape, self.stride, self.dtype, device)
-        step, baseline = _step(loss, replace(hard, label=self.label)), _step(_cross_entropy(False), hard)
+        inputs = draw(self.shape, self.stride, self.label, self.dtype, device)
+        step, baseline = _step(loss, inputs), _step(_cross_entropy(False), inputs.hardened())
         step()  # imports, thread pools, compilation
         baseline()
         peak = peak_bytes(step, device)
@@ -124,7 +124,7 @@ class LossCase:
             "baseline_seconds": times["baseline"],
             "time_ratio": times["loss"] / times["baseline"],
             "peak_bytes": peak,
-            "peak_ratio": None if peak is None else peak / (prod(self.shape) * hard.logits.element_size()),
+            "peak_ratio": None if peak is None else peak / (prod(self.shape) * inputs.logits.element_size()),
         }
 
 

@@ -38,7 +38,7 @@ def describe_machine(device: str) -> dict[str, object]:
 
 
 def load_average() -> float | None:
-    """How many processes ran or waited for a core over the last minute; well above 0 before a run, figures are noisy."""
+    """Processes that ran or waited for a core over the last minute: well above 0 before a run, figures are noisy."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 

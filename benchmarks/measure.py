@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 Step = Callable[[], object]
-_FEWEST, _MOST = 3, 31
+_FEWEST, _MOST = 5, 31
 _PEAKS = 3
-#: Larger than the second-level cache of any GPU so far, and some 0.4 ms to write on the fast ones.
-_FLUSH_BYTES = 2**30
+#: Larger than the second-level cache of any GPU so far.
+_FLUSH_BYTES = 2**28
+#: In cycles of a GPU some 5 ms, in which the host can queue a step.
+_SLEEP = 10_000_000
 
 
 @lru_cache(maxsize=1)
@@ -32,8 +34,8 @@ def _flush(device: torch.device) -> Tensor:
 def seconds(step: Step, device: torch.device) -> float:
     """The time of one step.
 
-    On a CUDA device it is the device's own time: the caches are cold, and while they are overwritten the host queues
-    the step's kernels, as it does in training, so that their launches are not what is measured.
+    On a CUDA device it is the device's own time, with cold caches: the host queues the step's kernels while the device
+    sleeps, as in training it runs ahead, so that their launches are not what is measured.
     """
     if device.type != "cuda":
         begin = time.perf_counter()
@@ -41,11 +43,12 @@ def seconds(step: Step, device: torch.device) -> float:
         return time.perf_counter() - begin
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     _flush(device).zero_()
+    torch.cuda._sleep(_SLEEP)
     start.record()
     step()
     end.record()
     torch.cuda.synchronize(device)
-    return start.elapsed_time(end) / 1000
+    return float(start.elapsed_time(end)) / 1000
 
 
 def median_seconds(steps: Mapping[str, Step], device: torch.device, budget: float) -> dict[str, float]:
@@ -68,12 +71,12 @@ def peak_bytes(step: Step, device: torch.device) -> int | None:
     together.
     """
     if device.type == "cuda":
-        measure = _peak_allocated
+        peaks = [_peak_allocated(step, device) for _ in range(_PEAKS)]
     elif sys.platform == "linux":
-        measure = _peak_resident
+        peaks = [_peak_resident(step) for _ in range(_PEAKS)]
     else:
         return None
-    return int(statistics.median(measure(step, device) for _ in range(_PEAKS)))
+    return int(statistics.median(peaks))
 
 
 def _peak_allocated(step: Step, device: torch.device) -> int:
@@ -86,7 +89,7 @@ def _peak_allocated(step: Step, device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _peak_resident(step: Step, _: torch.device) -> int:
+def _peak_resident(step: Step) -> int:
     gc.collect()
     # What earlier steps freed, in the arenas of all threads, goes back to the system; otherwise this step would get it
     # again unseen.

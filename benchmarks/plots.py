@@ -26,12 +26,15 @@ _COLOURS = {
 }
 _QUANTITIES = {
     "time": ("milliseconds per megapixel", lambda result, pixels: result["seconds"] * 1e3 / pixels),
-    "memory": ("peak MiB per megapixel, above the inputs", lambda result, pixels: result["peak_bytes"] / 2**20 / pixels),
+    "memory": (
+        "peak MiB per megapixel, above the inputs",
+        lambda result, pixels: result["peak_bytes"] / 2**20 / pixels,
+    ),
 }
 
 
 def draw_plots(folder: Path, results: list[Result], device: str, machine: str) -> None:
-    """Draw ``bench_time_DEVICE.png`` and ``bench_memory_DEVICE.png``: hard labels, float32, one panel for each stride."""
+    """Draw ``bench_time_DEVICE.png`` and ``bench_memory_DEVICE.png``: hard labels, float32, a panel for each stride."""
     usual = [r for r in results if r.get("label") == "hard" and r["dtype"] == "float32" and r.get("peak_bytes")]
     for quantity, (heading, value) in _QUANTITIES.items():
         figure = Figure(figsize=(8, 3.8), dpi=100, layout="constrained")

@@ -35,7 +35,7 @@ CPU_SETTINGS: tuple[tuple[Shape, int], ...] = (
 _OTHER_CLASSES = (4, 50)
 _IN_PLOTS = (BASELINE, "chunked", "triton", "reference", "compiled", "smp-jaccard", "monai-dice")
 #: What is measured for other labels and dtypes than the usual ones, unless everything is.
-_ESSENTIAL = (BASELINE, "chunked", "triton", "reference")
+_OWN = ("chunked", "triton", "reference")
 _USUAL = ("hard", "float32")
 _OTHERS = (("smoothed", "float32"), ("teacher", "float32"), ("hard", "bfloat16"))
 
@@ -44,8 +44,10 @@ def select(device: str, everything: bool) -> list[Case]:
     """The cases for a kind of device: without ``everything`` what a CPU does in some ten minutes."""
     settings = CPU_SETTINGS if device == "cpu" and not everything else tuple(product(SHAPES, STRIDES))
     cases: list[Case] = []
-    for (shape, stride), (label, dtype) in product(settings, product(LABELS, DTYPES) if everything else (_USUAL, *_OTHERS)):
-        losses = CONTENDERS if everything or (label, dtype) == _USUAL else _ESSENTIAL
+    for (shape, stride), (label, dtype) in product(
+        settings, product(LABELS, DTYPES) if everything else (_USUAL, *_OTHERS)
+    ):
+        losses = CONTENDERS if everything or (label, dtype) == _USUAL else _OWN
         cases += (LossCase(loss, shape, stride, label, dtype) for loss in losses)
     images = 1 if device == "cpu" else 8
     for classes, stride, loss in product(_OTHER_CLASSES, STRIDES, _IN_PLOTS):
