@@ -247,7 +247,8 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"label": sj.TeacherLabel(torch.zeros(2, 4, 4, 5)), "size": (16, 20)}, ["label", "teacher", "2, 4, 4, 5"]),
     ({"label": sj.TeacherLabel(LOW)}, ["size", "height, width"]),
     ({"size": (16, 21)}, ["size", "16, 20", "16, 21"]),
-    ({"size": (16,)}, ["size", "height, width"]),
+    ({"size": (16,)}, ["size", "16, 20", "(16,)"]),
+    ({"size": (16,), "label": sj.TeacherLabel(LOW)}, ["size", "height, width", "(16,)"]),
     ({"size": (0, 20), "label": sj.TeacherLabel(LOW)}, ["size", "0, 20"]),
     ({"size": (16, 20), "upsample": None}, ["size", "upsample"]),
     ({"upsample": None}, ["label", "16, 20", "upsample='bilinear'"]),
@@ -266,6 +267,21 @@ def test_bad_input(arguments: dict[str, Any], words: list[str], backend: str) ->
         sj.region_statistics(**arguments)
     for word in words:
         assert word in str(error.value), f"{word!r} is missing in: {error.value}"
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(("source", "target"), SIZES, ids=str)
+def test_class_map_is_the_argmax_of_the_interpolation(
+    source: tuple[int, int], target: tuple[int, int], align_corners: bool, small_tiles: None
+) -> None:
+    logits = torch.randn(3, 5, *source, dtype=torch.float64)
+    full = torch.nn.functional.interpolate(logits, target, mode="bilinear", align_corners=align_corners)
+    found = sj.statistics.class_map(logits, target, align_corners=align_corners)
+    assert torch.equal(found, full.argmax(1))
+    logits[0, 1, 0, 0] = float("nan")
+    assert sj.statistics.class_map(logits, target)[0, 0, 0] == 1
+    with pytest.raises(ValueError, match="at most the target's height and width"):
+        sj.statistics.class_map(torch.zeros(1, 2, 4, 4), (4, 3))
 
 
 def test_compiled_whole(small_tiles: None) -> None:

@@ -8,19 +8,21 @@ torchmetrics, so ``import softjaccard`` alone does not load it.
 
 from softjaccard.metrics.bootstrap import Interval, PairedDifference, bootstrap_interval, paired_bootstrap
 from softjaccard.metrics.boundary_iou import BoundaryIoU, boundary_counts
-from softjaccard.metrics.calibration import CalibrationError, calibration_error, calibration_sums
+from softjaccard.metrics.calibration import CalibrationError, calibration_scores
+from softjaccard.metrics.confidence import CalibrationSums, calibration_sums
 from softjaccard.metrics.counts import image_counts
 from softjaccard.metrics.iou import FineGrainedIoU, fine_grained_iou, score_names, table_score
 
 __all__ = [
     "BoundaryIoU",
     "CalibrationError",
+    "CalibrationSums",
     "FineGrainedIoU",
     "Interval",
     "PairedDifference",
     "bootstrap_interval",
     "boundary_counts",
-    "calibration_error",
+    "calibration_scores",
     "calibration_sums",
     "fine_grained_iou",
     "image_counts",

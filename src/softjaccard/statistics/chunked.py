@@ -59,13 +59,13 @@ class _ClassIds(HardLabel):
 
 
 def _sum_by_class(values: Tensor, ids: Tensor, classes: int) -> Tensor:
-    """Sums (b, C) of values (b, 1, n) over the pixels of each class, in float64 or the values' dtype."""
+    """Sums (b, k, C) of k values (b, k, n) over the pixels of each class, in float64 or the values' dtype."""
     if values.device.type != "cpu":
         # scatter_add_ on an accelerator adds in no fixed order.
         hit = ids == torch.arange(classes, device=ids.device)[:, None]
-        return torch.where(hit, values, 0.0).sum(2)
-    sums = torch.zeros(len(ids), classes, dtype=torch.float64)
-    return sums.scatter_add_(1, ids[:, 0], values[:, 0].double())
+        return torch.stack([torch.where(hit, values[:, i : i + 1], 0.0).sum(2) for i in range(values.shape[1])], 1)
+    sums = torch.zeros((*values.shape[:2], classes), dtype=torch.float64)
+    return sums.scatter_add_(2, ids.expand_as(values), values.double())
 
 
 def _minus_log_label(logits: Tensor, p: Tensor, p_label: Tensor, ids: Tensor) -> Tensor:
@@ -86,26 +86,26 @@ def _sum_hard(pixels: Pixels, options: Options, workspace: Workspace) -> dict[st
     logits, ids, weight = pixels
     p = _softmax(logits, workspace)
     p_label = p.gather(1, ids)
-
-    def total(values: Tensor) -> Tensor:
-        return _sum_by_class(values if weight is None else values * weight, ids, logits.shape[1])
-
-    label = total(torch.ones_like(p_label))
-    overlap = total(p_label)
+    values = [torch.ones_like(p_label), p_label]
+    if "cross_entropy" in options.want:
+        values.append(_minus_log_label(logits, p, p_label, ids))
+    at_label = torch.cat(values, 1)
+    if weight is not None:
+        at_label.mul_(weight)
+        p.mul_(weight)
+    label, overlap, *cross_entropy = _sum_by_class(at_label, ids, logits.shape[1]).unbind(1)
     formulas = {
+        "prediction": lambda: p.sum(2),
         "label": lambda: label,
         "label_square": lambda: label,
-        # NaN, the weight of an invalid pixel, stays NaN.
-        "label_peak": lambda: torch.where(label > 0, 1.0, 0 * label),
+        "label_peak": lambda: torch.sign(label),  # NaN, the weight of an invalid pixel, stays NaN
         "label_entropy": lambda: torch.zeros_like(label),
         "overlap": lambda: overlap,
         "product": lambda: overlap,
-        "cross_entropy": lambda: total(_minus_log_label(logits, p, p_label, ids)),
+        "cross_entropy": lambda: cross_entropy[0],
         "pixels": lambda: count_pixels(pixels),
-        "prediction": lambda: (p if weight is None else torch.mul(p, weight, out=logits)).sum(2),
     }
-    # The logits are overwritten by the last.
-    return {name: formulas[name]() for name in sorted(options.want, key="prediction".__eq__)}
+    return {name: formulas[name]() for name in options.want}
 
 
 def _slope_hard(pixels: Pixels, p: Tensor, gradients: dict[str, Tensor], options: Options) -> Tensor:
@@ -341,19 +341,26 @@ def _region_sums(logits: Tensor, *arguments: object) -> Tensor:
     dtype = sum_dtype(logits.dtype)
     # Sums of many tiles are added in float64, which MPS lacks.
     wide = dtype if logits.device.type == "mps" else torch.float64
+    peaks = [name.endswith("peak") for name in options.want]
     sums = torch.zeros((len(options.want), *logits.shape[:2]), dtype=wide, device=logits.device)
 
-    def work(tile: Tile, workspace: Workspace) -> dict[str, Tensor]:
+    def work(tile: Tile, workspace: Workspace) -> Tensor:
         pixels = call.pixels(tile, workspace)
         if call.hard:
-            return _sum_hard(pixels, options, workspace)
-        return (
-            _sum_dense(pixels, options, workspace) if options.activation == "softmax" else sum_pixels(pixels, options)
-        )
+            found = _sum_hard(pixels, options, workspace)
+        elif options.activation == "softmax":
+            found = _sum_dense(pixels, options, workspace)
+        else:
+            found = sum_pixels(pixels, options)
+        return torch.stack([found[name].to(wide) for name in options.want])
 
     for tile, found in call.tiles.for_each(work):
-        for row, name in zip(sums[:, tile[0]], options.want, strict=True):
-            row.copy_(torch.maximum(row, found[name].to(wide)) if name.endswith("peak") else row + found[name])
+        part = sums[:, tile[0]]
+        largest = torch.maximum(part, found) if any(peaks) else part
+        part.add_(found)
+        for row, peak in enumerate(peaks):
+            if peak:
+                part[row] = largest[row]
     return sums.to(dtype)
 
 

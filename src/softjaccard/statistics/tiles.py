@@ -8,9 +8,7 @@ whatever order is fastest to make.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from math import prod
 from typing import NamedTuple, TypeVar
@@ -19,13 +17,12 @@ import torch
 from torch import Tensor
 
 from softjaccard.statistics.pixels import Options, sum_dtype
+from softjaccard.statistics.threads import in_threads
 
 #: Logits in a tile on the CPU: small enough for a core's caches, large enough to outweigh Python.
-TILE_ELEMENTS = 2**18
+TILE_ELEMENTS = 2**19
 #: On other devices a tile has to outweigh the launches of its kernels, some 0.1 ms; estimated, not measured.
 DEVICE_TILE_ELEMENTS = 2**23
-#: More would wait for Python's lock, and each needs memory for a tile.
-MOST_THREADS = 8
 
 Tile = tuple[slice, ...]
 Result = TypeVar("Result")
@@ -69,29 +66,6 @@ class Workspace:
         if held is None or held.numel() < size:
             held = self._held[name] = torch.empty(size, dtype=sum_dtype(like.dtype), device=like.device)
         return held[:size].view(shape)
-
-
-class _OneThreadEach:
-    """While entered, torch's operators use one thread each; several callers may be inside at a time."""
-
-    def __init__(self) -> None:
-        self._lock, self._inside, self._threads = threading.Lock(), 0, 1
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._threads = torch.get_num_threads()
-                torch.set_num_threads(1)
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                torch.set_num_threads(self._threads)
-
-
-_one_thread_each = _OneThreadEach()
 
 
 class _Axis(NamedTuple):
@@ -242,6 +216,13 @@ class Tiles:
             return _in_order(tensor[_with_channels(tile)], order).flatten(2)
         return _in_order(tensor[tile], order).flatten(1)
 
+    def in_place(self, values: Tensor, tile: Tile) -> Tensor:
+        """The values ``(b, n)`` of a tile's pixels as the part ``(b, *spatial)`` of a whole map."""
+        if self.interpolation is None:
+            return values.view(self.logits[:, 0][tile].shape)
+        order, width = self.interpolation.order, self.interpolation.size[1]
+        return values.view(len(values), -1, order, width // order).transpose(2, 3).reshape(len(values), -1, width)
+
     def target(self, result: Tensor, tile: Tile) -> Tensor | None:
         """The gradient's place in ``result`` as ``(b, C, n)``; None if no view of it has that shape and dtype."""
         if self.interpolation is not None or result.dtype != sum_dtype(result.dtype):
@@ -261,26 +242,8 @@ class Tiles:
         return None
 
     def for_each(self, work: Callable[[Tile, Workspace], Result]) -> Iterator[tuple[Tile, Result]]:
-        """The tiles and their results, in order.
-
-        On the CPU each thread works on tiles of its own. Threads that shared every small operator of a tile would wait
-        for each other some thousand times, which takes milliseconds each where a neighbour keeps a core busy.
-        """
-        cpu = self.logits.device.type == "cpu"
-        threads = min(torch.get_num_threads(), MOST_THREADS, len(self.all)) if cpu else 1
-        own = threading.local()
-
-        def in_thread(tile: Tile) -> Result:
-            if not hasattr(own, "workspace"):
-                own.workspace = Workspace()
-            with torch.no_grad():  # a new thread starts with gradients on
-                return work(tile, own.workspace)
-
-        if threads == 1:
-            yield from zip(self.all, map(in_thread, self.all), strict=True)
-            return
-        with _one_thread_each, ThreadPoolExecutor(threads) as pool:
-            yield from zip(self.all, pool.map(in_thread, self.all), strict=True)
+        """The tiles and their results, in order."""
+        yield from zip(self.all, in_threads(work, self.all, Workspace, self.logits.device), strict=True)
 
 
 def _with_channels(tile: Tile) -> Tile:
