@@ -55,6 +55,18 @@ def _run_process(cases: list[Case], device: str, budget: float) -> list[Result]:
     return results
 
 
+def _measure(cases: list[Case], device: str, budget: float, machine: dict[str, object]) -> list[Result]:
+    """The results, each told when it is there; adds to the machine's description how busy it was and for how long."""
+    machine["load_before"], begin = load_average(), time.monotonic()
+    results = []
+    for case, result in zip(cases, run(cases, device, budget), strict=True):
+        found = f"{result['seconds']:.4g} s" if "seconds" in result else result.get("failed") or result["skipped"]
+        print(f"{time.monotonic() - begin:5.0f} s  {case.name}: {found}", file=sys.stderr, flush=True)
+        results.append(result)
+    machine |= {"load_after": load_average(), "minutes": round((time.monotonic() - begin) / 60, 1)}
+    return results
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -96,14 +108,7 @@ def main() -> int:
         output = output or ROOT / "benchmarks" / "results" / f"{result_name(machine)}.json"
         plots = plots or ROOT / "docs"
 
-    machine["load_before"], begin = load_average(), time.monotonic()
-    results = []
-    for case, result in zip(cases, run(cases, device, QUICK_BUDGET if arguments.quick else BUDGET), strict=True):
-        figures = f"{result['seconds']:.4g} s" if "seconds" in result else result.get("failed") or result["skipped"]
-        print(f"{time.monotonic() - begin:5.0f} s  {case.name}: {figures}", file=sys.stderr, flush=True)
-        results.append(result)
-    machine |= {"load_after": load_average(), "minutes": round((time.monotonic() - begin) / 60, 1)}
-
+    results = _measure(cases, device, QUICK_BUDGET if arguments.quick else BUDGET, machine)
     if output:
         write_text(output, json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
     if plots:

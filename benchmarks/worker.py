@@ -29,7 +29,7 @@ def measure(case: Case, device: torch.device, budget: float) -> dict[str, object
 
 def _case(fields: dict[str, Any]) -> Case:
     """A case from JSON, which has lists for tuples."""
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     return LossCase(**plain) if "loss" in plain else MetricCase(**plain)
 
 
