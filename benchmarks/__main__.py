@@ -115,7 +115,7 @@ def main() -> int:
         from benchmarks.plots import draw_plots
 
         draw_plots(plots, results, device, str(machine.get("gpu", machine["cpu"])))
-    print(report(results, device))
+    print(report(results, device, machine))
     return int(any("failed" in result for result in results))
 
 

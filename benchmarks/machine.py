@@ -23,7 +23,8 @@ def describe_machine(device: str) -> dict[str, object]:
         "system": platform.system(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
-        "commit": _git("rev-parse", "HEAD"),
+        # A lent machine may hold the files without the repository.
+        "commit": _git("rev-parse", "HEAD") or os.environ.get("COMMIT"),
         "uncommitted_changes": None if (changes := _git("status", "--porcelain")) is None else bool(changes),
     }
     if device == "cuda":
@@ -39,7 +40,7 @@ def describe_machine(device: str) -> dict[str, object]:
 
 def load_average() -> float | None:
     """Processes that ran or waited for a core over the last minute: well above 0 before a run, figures are noisy."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
 
 
 def result_name(machine: dict[str, object]) -> str:

@@ -87,14 +87,17 @@ def metric_table(results: list[Result]) -> str:
 
 
 _LEGEND = """\
-Forward and backward. time: divided by F.cross_entropy of the hard label, behind F.interpolate at stride 4, with logits
-of the same dtype, timed in turn. peak: memory above the inputs, divided by the size of logits at the label's
-resolution."""
+Forward and backward; H and W are the label's, the logits are smaller by the stride. time: divided by F.cross_entropy of
+the hard label, behind F.interpolate at stride 4, with logits of the same dtype, timed in turn. peak: memory above the
+inputs, divided by the size of logits at the label's resolution."""
 
 
-def report(results: list[Result], device: str) -> str:
-    """Everything measured."""
+def report(results: list[Result], device: str, machine: dict[str, object]) -> str:
+    """Everything measured, and how busy the machine was."""
     losses = [result for result in results if "loss" in result]
     metrics = [result for result in results if "metric" in result]
     parts = [loss_table(losses, device), _LEGEND] if losses else []
-    return "\n\n".join([*parts, metric_table(metrics)] if metrics else parts)
+    parts += [metric_table(metrics)] if metrics else []
+    load = f"load average {machine['load_before']} before and {machine['load_after']} after"
+    parts.append(f"{machine.get('gpu', machine['cpu'])}, {machine['threads']} threads, {load}.")
+    return "\n\n".join(parts)

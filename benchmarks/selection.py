@@ -31,8 +31,11 @@ CPU_SETTINGS: tuple[tuple[Shape, int], ...] = (
     ((2, 19, 512, 1024), 4),
     ((2, 150, 512, 512), 4),
 )
-#: Between and beyond the classes of the shapes, for the plots.
-_OTHER_CLASSES = (4, 50)
+#: Other numbers of classes, for the plots.
+_OTHER_CLASSES: dict[str, tuple[Shape, ...]] = {
+    "cpu": ((2, 4, 512, 1024), (1, 50, 512, 1024)),
+    "cuda": ((8, 4, 512, 1024), (8, 50, 512, 1024)),
+}
 _IN_PLOTS = (BASELINE, "chunked", "triton", "reference", "compiled", "smp-jaccard", "monai-dice")
 #: What is measured for other labels and dtypes than the usual ones, unless everything is.
 _OWN = ("chunked", "triton", "reference")
@@ -49,9 +52,8 @@ def select(device: str, everything: bool) -> list[Case]:
     ):
         losses = CONTENDERS if everything or (label, dtype) == _USUAL else _OWN
         cases += (LossCase(loss, shape, stride, label, dtype) for loss in losses)
-    images = 1 if device == "cpu" else 8
-    for classes, stride, loss in product(_OTHER_CLASSES, STRIDES, _IN_PLOTS):
-        cases.append(LossCase(loss, (images, classes, 512, 512), stride, *_USUAL))
+    for shape, stride, loss in product(_OTHER_CLASSES[device], STRIDES, _IN_PLOTS):
+        cases.append(LossCase(loss, shape, stride, *_USUAL))
     cases += (MetricCase(metric, (1024, 2048)) for metric in METRICS)
     return [case for case in cases if not _impossible(case, device)]
 

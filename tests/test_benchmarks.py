@@ -24,6 +24,7 @@ from softjaccard import CrossEntropyLoss, boundary
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
+IDLE = {"cpu": "a processor", "threads": 1, "load_before": 0.0, "load_after": 0.9}
 TINY = (2, 5, 24, 36)
 KEYS = {
     "loss",
@@ -77,8 +78,7 @@ def test_process_that_dies_fails_its_cases_only(monkeypatch: pytest.MonkeyPatch)
     cases = [LossCase("chunked", TINY, 1, "hard", "float32"), MetricCase(METRICS[0], (32, 32))]
     results = list(run(cases, "cpu", 0.0))
     assert [result["failed"] for result in results] == ["the process ended with code 1: it said nothing"] * 2
-    table = report(results, "cpu")
-    assert table.count("FAILED: the process ended") == 2
+    assert report(results, "cpu", IDLE).count("FAILED: the process ended") == 2
 
 
 def test_losses_of_others_are_skipped_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +87,7 @@ def test_losses_of_others_are_skipped_with_a_reason(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "monai", None)
     missing = measure(LossCase("monai-dice", TINY, 1, "hard", "float32"), CPU, 0.0)
     assert missing["skipped"] == "monai is not installed"
-    assert "monai is not installed |" in report([missing], "cpu")
+    assert "monai is not installed |" in report([missing], "cpu", IDLE)
 
 
 def test_an_error_is_a_failure() -> None:
