@@ -30,9 +30,12 @@ test: lint
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -q --durations=10 -m slow
 
-# MONAI is there for the comparison only; without it its rows say so.
-bench: $(INSTALLED)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -e ".[train,dev,bench]"
+# With libraries that are there for the comparison only.
+$(VENV)/.bench: $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[train,dev,bench]"
+	touch $@
+
+bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
 
 clean:
