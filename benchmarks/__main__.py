@@ -26,8 +26,8 @@ from benchmarks.report import Result, report
 from benchmarks.selection import Case, matching, select, select_quick
 from softjaccard.files import write_text
 
-#: Seconds for which a case is timed, unless five rounds take longer.
-BUDGET = 2.0
+#: Seconds for which a case is timed, unless three rounds take longer.
+BUDGET = 3.0
 QUICK_BUDGET = 0.05
 
 

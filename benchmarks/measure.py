@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 Step = Callable[[], object]
-_FEWEST, _MOST = 5, 31
+_FEWEST, _MOST = 3, 31
 _PEAKS = 3
 #: Larger than the second-level cache of any GPU so far.
 _FLUSH_BYTES = 2**28

@@ -33,12 +33,12 @@ CPU_SETTINGS: tuple[tuple[Shape, int], ...] = (
 )
 #: Other numbers of classes, for the plots.
 _OTHER_CLASSES: dict[str, tuple[Shape, ...]] = {
-    "cpu": ((2, 4, 512, 1024), (1, 50, 512, 1024)),
+    "cpu": ((2, 4, 512, 1024),),
     "cuda": ((8, 4, 512, 1024), (8, 50, 512, 1024)),
 }
 _IN_PLOTS = (BASELINE, "chunked", "triton", "reference", "compiled", "smp-jaccard", "monai-dice")
 #: What is measured for other labels and dtypes than the usual ones, unless everything is.
-_OWN = ("chunked", "triton", "reference")
+_FUSED = ("chunked", "triton")
 _USUAL = ("hard", "float32")
 _OTHERS = (("smoothed", "float32"), ("teacher", "float32"), ("hard", "bfloat16"))
 
@@ -50,7 +50,7 @@ def select(device: str, everything: bool) -> list[Case]:
     for (shape, stride), (label, dtype) in product(
         settings, product(LABELS, DTYPES) if everything else (_USUAL, *_OTHERS)
     ):
-        losses = CONTENDERS if everything or (label, dtype) == _USUAL else _OWN
+        losses = CONTENDERS if everything or (label, dtype) == _USUAL else _FUSED
         cases += (LossCase(loss, shape, stride, label, dtype) for loss in losses)
     for shape, stride, loss in product(_OTHER_CLASSES[device], STRIDES, _IN_PLOTS):
         cases.append(LossCase(loss, shape, stride, *_USUAL))
