@@ -129,7 +129,8 @@ class Data:
         index = torch.randint(-1, CLASSES - 1, (images, 7, 6), generator=generator)  # the last class never occurs
         index[1][index[1] > 1] = 0  # and some not in every image
         index[index == -1] = -100
-        soft = (2 * torch.randn(images, CLASSES, 7, 6, generator=generator)).softmax(1).to(dtype)
+        # In double precision: the last bits of single differ with the number of threads.
+        soft = (2 * torch.randn(images, CLASSES, 7, 6, generator=generator)).double().softmax(1).to(dtype)
         maps = torch.randint(0, 2, (images, CLASSES, 7, 6), generator=generator)
         self.labels = {"hard": index, "soft": soft, "maps": maps}
         self.mask = torch.rand(images, 7, 6, generator=generator) * (torch.arange(images) < images - 1).view(-1, 1, 1)

@@ -83,6 +83,12 @@ def test_all_public_names_are_there() -> None:
 def test_the_examples_of_the_readme_run() -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert blocks
-    names = {"logits": torch.randn(2, 5, 16, 16, requires_grad=True), "label": torch.randint(5, (2, 16, 16))}
+    names = {
+        "logits": torch.randn(2, 5, 16, 16, requires_grad=True),
+        "low_resolution_logits": torch.randn(2, 5, 4, 4, requires_grad=True),
+        "label": torch.randint(5, (2, 16, 16)),
+        "images": torch.randn(2, 3, 16, 16),
+        "network": torch.nn.Conv2d(3, 5, 1),
+    }
     for block in blocks:
         exec(block, names)

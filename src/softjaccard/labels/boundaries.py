@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from softjaccard.labels.checks import describe, is_integer
 
+#: The types of ids that are compared as they are; the others as int32, which is faster than int64.
+_NARROW = (torch.uint8, torch.int8, torch.int16)
 
-def local_maximum(values: Tensor, kernel_size: int) -> Tensor:
-    """Maximum over a cube of ``kernel_size`` pixels a side, one axis after the other; outside the image is -inf."""
+
+def local_extremum(values: Tensor, kernel_size: int, larger: Callable[..., Tensor] = torch.maximum) -> Tensor:
+    """Maximum (or ``torch.minimum``) over a cube of ``kernel_size`` pixels a side, as far as it lies in the image."""
     for axis in range(1, values.ndim):
-        moved = values.movedim(axis, -1)
-        rows = moved.reshape(-1, 1, moved.shape[-1])
-        pooled = F.max_pool1d(rows, kernel_size, stride=1, padding=kernel_size // 2)
-        values = pooled.reshape(moved.shape).movedim(-1, axis)
+        length = values.shape[axis] - 1
+        for _ in range(min(kernel_size // 2, length)):
+            before, after = values.narrow(axis, 0, length), values.narrow(axis, 1, length)
+            pairs = larger(before, after)
+            # A pixel is in the pair with the one before it and in that with the one after it.
+            values = torch.cat((pairs.narrow(axis, 0, 1), pairs, pairs.narrow(axis, length - 1, 1)), axis)
+            values = larger(values.narrow(axis, 0, length + 1), values.narrow(axis, 1, length + 1))
     return values
 
 
@@ -52,9 +59,8 @@ def boundary(index: Tensor, kernel_size: int = 3, ignore_index: int = -100) -> T
         raise ValueError(f"kernel_size: expected an odd number of pixels such as 3 or 5, got {kernel_size}")
     if index.numel() == 0:
         return torch.zeros_like(index, dtype=torch.bool)
-    wide = index.to(torch.int64)
-    # float32 holds class ids exactly up to 2**24, and max-pooling needs floats.
-    values = wide.to(torch.float32)
-    near_ignored = local_maximum((wide == ignore_index).to(torch.float32), kernel_size) > 0
-    mixed = local_maximum(values, kernel_size) != -local_maximum(-values, kernel_size)
+    # Widened before the comparison: 156 in uint8 is not -100.
+    near_ignored = local_extremum(index.to(torch.int64) == ignore_index, kernel_size)
+    ids = index if index.dtype in _NARROW else index.to(torch.int32)
+    mixed = local_extremum(ids, kernel_size) != local_extremum(ids, kernel_size, torch.minimum)
     return mixed & ~near_ignored

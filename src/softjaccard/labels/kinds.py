@@ -300,13 +300,17 @@ class SmoothedLabel(Label):
         self, shape: torch.Size, dtype: torch.dtype, options: LabelOptions, selected: Tensor | None, check: ValueCheck
     ) -> Resolved:
         """Smoothed one-hot maps."""
-        hard, counted = _resolve_index(self.index, shape, dtype, options, selected, check)
-        classes = 2 if self.index.ndim == len(shape) else shape[1]
-        smoothed = hard * (1 - self.epsilon) + self.epsilon / classes
-        if self.where is not None:
-            where = self.where if self.where.ndim == len(shape) else self.where.unsqueeze(1)
-            smoothed = torch.where(where, smoothed, hard)
-        return Resolved(smoothed, counted)
+        maps = self.index.ndim == len(shape)
+        if self.where is None:
+            epsilon = torch.full((), self.epsilon, dtype=dtype, device=self.index.device)
+        else:
+            epsilon = (self.where if maps else self.where.unsqueeze(1)).to(dtype) * self.epsilon
+        if maps:
+            hard, counted = _resolve_index(self.index, shape, dtype, options, selected, check)
+            return Resolved(hard * (1 - epsilon) + epsilon / 2, counted)
+        ids, counted = class_ids(self.index.unsqueeze(1), shape[1], options.ignore_index, selected, check)
+        spread = (epsilon / shape[1]).expand(shape).clone(memory_format=torch.contiguous_format)
+        return Resolved(spread.scatter_add_(1, ids, (1 - epsilon).expand(ids.shape)), counted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -356,7 +360,7 @@ class TeacherLabel(Label):
         if selected is not None:  # softmax needs the logits of every channel
             matters = selected.any(1, keepdim=True) if activation == "softmax" else selected
             logits = torch.where(matters, logits, 0.0)
-        return Resolved(probabilities(logits / temperature, activation), None)
+        return Resolved(probabilities(logits if temperature == 1 else logits / temperature, activation), None)
 
 
 @dataclass(frozen=True, eq=False)

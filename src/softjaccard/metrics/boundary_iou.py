@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softjaccard.labels.boundaries import local_maximum
+from softjaccard.labels.boundaries import local_extremum
 from softjaccard.metrics.counts import class_maps, image_counts
 from softjaccard.metrics.inputs import check_ids, kept_pixels
 from softjaccard.metrics.iou import fine_grained_iou
@@ -70,9 +70,9 @@ def _bands(classes: Tensor, kept: Tensor, width: int) -> Tensor:
     """Pixels with a kept pixel of another class in their window: there largest and smallest id differ."""
     if not classes.numel():
         return kept
-    values = classes.float()  # exact up to 2**24 classes
-    largest = local_maximum(torch.where(kept, values, -torch.inf), 2 * width + 1)
-    smallest = -local_maximum(torch.where(kept, -values, -torch.inf), 2 * width + 1)
+    ids, least, most = classes.to(torch.int32), -1, torch.iinfo(torch.int32).max
+    largest = local_extremum(torch.where(kept, ids, least), 2 * width + 1)
+    smallest = local_extremum(torch.where(kept, ids, most), 2 * width + 1, torch.minimum)
     return kept & (largest != smallest)
 
 

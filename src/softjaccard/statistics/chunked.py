@@ -161,7 +161,7 @@ def _sum_dense(pixels: Pixels, options: Options, workspace: Workspace) -> dict[s
 def _slope_dense(
     pixels: Pixels, p: Tensor, gradients: dict[str, Tensor], options: Options, workspace: Workspace
 ) -> Tensor:
-    """P times the derivative with respect to p, (b, C, n), from the gradients (b, C) of the sums."""
+    """The probabilities times the derivative with respect to p, (b, C, n), from the gradients (b, C) of the sums."""
     logits, label, _ = pixels
     by_class = {name: value.unsqueeze(2) for name, value in gradients.items()}
     slope = workspace.take("terms", tuple(logits.shape), logits)

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from softjaccard.labels.checks import describe
 from softjaccard.labels.kinds import (
@@ -39,7 +38,7 @@ Backend: TypeAlias = Callable[[Tensor, Label, Tensor | None, Options], dict[str,
 
 def make_backend(name: str, sums: Sums, gradient: Gradient) -> Backend:
     """The backend ``name`` made of its two functions."""
-    function = _as_function(sums, gradient)
+    function = _as_function(name, sums, gradient)
     operator = _as_operator(name, sums, gradient)
 
     def backend(logits: Tensor, label: Label, mask: Tensor | None, options: Options) -> dict[str, Tensor]:
@@ -62,7 +61,20 @@ def make_backend(name: str, sums: Sums, gradient: Gradient) -> Backend:
     return backend
 
 
-def _as_function(sums: Sums, gradient: Gradient) -> type[torch.autograd.Function]:
+def _refuse(name: str) -> NoReturn:
+    raise RuntimeError(f"the {name} backend gives no double backward; use backend='reference'")
+
+
+def _as_function(name: str, sums: Sums, gradient: Gradient) -> type[torch.autograd.Function]:
+    class Slope(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Tensor:
+            return gradient(*arguments)
+
+        @staticmethod
+        def backward(ctx: Any, upstream: Tensor) -> NoReturn:
+            _refuse(name)
+
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, logits: Tensor, label: Label, mask: Tensor | None, options: Options) -> Tensor:
@@ -73,11 +85,10 @@ def _as_function(sums: Sums, gradient: Gradient) -> type[torch.autograd.Function
             return sums(logits, label, mask, options)
 
         @staticmethod
-        @once_differentiable
         def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
             logits, mask, *held = ctx.saved_tensors
             label = ctx.label(**dict(zip(ctx.names, held, strict=True)))
-            return gradient(upstream, logits, label, mask, ctx.options), None, None, None
+            return Slope.apply(upstream, logits, label, mask, ctx.options), None, None, None
 
     return Function
 
@@ -107,9 +118,6 @@ def _as_operator(name: str, sums: Sums, gradient: Gradient) -> Callable[..., Ten
         inputs = [value if tensor is None else tensor for tensor, value in pairs]
         return gradient_operator(upstream, *inputs), *(None,) * (len(inputs) - 1)
 
-    def no_double_backward(ctx: Any, upstream: Tensor) -> None:
-        raise RuntimeError(f"the {name} backend gives no double backward; use backend='reference'")
-
     def fake_sums(logits: Tensor, *packed: Any) -> Tensor:
         fields = packed[_WANT].split(",")
         return logits.new_empty((len(fields), *logits.shape[:2]), dtype=sum_dtype(logits.dtype))
@@ -127,7 +135,7 @@ def _as_operator(name: str, sums: Sums, gradient: Gradient) -> Callable[..., Ten
     sums_operator.register_fake(fake_sums)
     gradient_operator.register_fake(lambda upstream, logits, *packed: torch.empty_like(logits))
     sums_operator.register_autograd(backward, setup_context=save)
-    gradient_operator.register_autograd(no_double_backward)
+    gradient_operator.register_autograd(lambda ctx, upstream: _refuse(name))
     return sums_operator
 
 

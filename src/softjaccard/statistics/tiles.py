@@ -76,7 +76,7 @@ class _Axis(NamedTuple):
     weight: Tensor
 
     @staticmethod
-    def between(source: int, target: int, align_corners: bool, like: Tensor) -> _Axis:
+    def between(source: int, target: int, align_corners: bool) -> _Axis:
         """The axis of the definition that torch and others use."""
         position = torch.arange(target, dtype=torch.float64)
         if align_corners:
@@ -84,11 +84,12 @@ class _Axis(NamedTuple):
         else:
             position = ((position + 0.5) * (source / target) - 0.5).clamp(min=0)
         lower = position.long().clamp(max=source - 1)
-        weight = (position - lower).to(dtype=sum_dtype(like.dtype), device=like.device)
-        return _Axis(lower.to(like.device), (lower + 1).clamp(max=source - 1).to(like.device), weight)
+        return _Axis(lower, (lower + 1).clamp(max=source - 1), position - lower)
 
-    def cut(self, part: slice) -> _Axis:
-        return _Axis(self.lower[part], self.upper[part], self.weight[part])
+    def to(self, like: Tensor) -> _Axis:
+        """On the device of ``like``, with weights in the dtype of the sums."""
+        weight = self.weight.to(dtype=sum_dtype(like.dtype), device=like.device)
+        return _Axis(self.lower.to(like.device), self.upper.to(like.device), weight)
 
 
 class Interpolation:
@@ -104,8 +105,12 @@ class Interpolation:
         self.source, self.size = source, options.size
         self.identity = source.shape[2:] == options.size
         height, width = source.shape[2:]
-        self.rows = _Axis.between(height, self.size[0], options.align_corners, source)
-        self.columns = _Axis.between(width, self.size[1], options.align_corners, source)
+        rows = _Axis.between(height, self.size[0], options.align_corners)
+        self.rows, self.columns = (
+            axis.to(source) for axis in (rows, _Axis.between(width, self.size[1], options.align_corners))
+        )
+        # Plain numbers: to read them from a device would stall it for each band.
+        self.first, self.last = rows.lower.tolist(), rows.upper.tolist()
         whole = not options.align_corners and self.size[1] % width == 0
         self.phases = self.size[1] // width if whole else 1
         self.order = self.phases if order is None else order
@@ -156,9 +161,9 @@ class Interpolation:
             yield (0, offset + 1) if offset < 0 else (1, offset)
 
     def _rows_under(self, band: slice) -> tuple[_Axis, slice]:
-        rows = self.rows.cut(band)
-        part = slice(int(rows.lower[0]), int(rows.upper[-1]) + 1)
-        return _Axis(rows.lower - part.start, rows.upper - part.start, rows.weight), part
+        part = slice(self.first[band][0], self.last[band][-1] + 1)
+        lower, upper, weight = (values[band] for values in self.rows)
+        return _Axis(lower - part.start, upper - part.start, weight), part
 
     def _between_rows(self, images: slice, band: slice) -> tuple[Tensor, slice]:
         """The band's rows, still as wide as the source."""

@@ -1,0 +1,188 @@
+"""The benchmark's command and its parts; no test looks at how long anything takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from benchmarks.__main__ import run
+from benchmarks.inputs import draw
+from benchmarks.losses import CONTENDERS, LossCase
+from benchmarks.measure import median_seconds, peak_bytes
+from benchmarks.metrics import METRICS, MetricCase
+from benchmarks.report import TARGETS, report, targets_of
+from benchmarks.selection import matching, select
+from benchmarks.worker import measure
+from softjaccard import CrossEntropyLoss, boundary
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+IDLE = {"cpu": "a processor", "threads": 1, "load_before": 0.0, "load_after": 0.9}
+TINY = (2, 5, 24, 36)
+KEYS = {
+    "loss",
+    "shape",
+    "stride",
+    "label",
+    "dtype",
+    "seconds",
+    "baseline_seconds",
+    "time_ratio",
+    "peak_bytes",
+    "peak_ratio",
+}
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_command_writes_figures_machine_and_pictures(tmp_path: Path) -> None:
+    done = command("--quick", "--cases", "chunked/*", "--output", str(tmp_path / "cpu.json"), "--plots", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "cpu.json").read_text())
+    (result,) = written["results"]
+    assert result.keys() == KEYS
+    assert result["time_ratio"] == pytest.approx(result["seconds"] / result["baseline_seconds"])
+    assert {"cpu", "threads", "packages", "commit", "uncommitted_changes", "load_before", "load_after"} <= written[
+        "machine"
+    ].keys()
+    assert torch.__version__.startswith(written["machine"]["packages"]["torch"])
+    assert "| (1, 5, 32, 64) | 4 | hard | float32 | 0.25 CE + 0.75 JML, `chunked` |" in done.stdout
+    for name in ("bench_time_cpu.png", "bench_memory_cpu.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_pattern_without_cases_is_named() -> None:
+    done = command("--quick", "--cases", "nothing*")
+    assert done.returncode == 2
+    assert "--cases: nothing matches nothing*" in done.stderr
+
+
+def test_process_that_dies_fails_its_cases_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "false")
+    cases = [LossCase("chunked", TINY, 1, "hard", "float32"), MetricCase(METRICS[0], (32, 32))]
+    results = list(run(cases, "cpu", 0.0))
+    assert [result["failed"] for result in results] == ["the process ended with code 1: it said nothing"] * 2
+    assert report(results, "cpu", IDLE).count("FAILED: the process ended") == 2
+
+
+def test_losses_of_others_are_skipped_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    soft = measure(LossCase("smp-dice", TINY, 1, "teacher", "float32"), CPU, 0.0)
+    assert soft["skipped"] == "takes hard labels only"
+    monkeypatch.setitem(sys.modules, "monai", None)
+    missing = measure(LossCase("monai-dice", TINY, 1, "hard", "float32"), CPU, 0.0)
+    assert missing["skipped"] == "monai is not installed"
+    assert "monai is not installed |" in report([missing], "cpu", IDLE)
+
+
+def test_an_error_is_a_failure() -> None:
+    result = measure(LossCase("chunked", TINY, 1, "hard", "float128"), CPU, 0.0)
+    assert "skipped" not in result
+    assert result["failed"] == "KeyError: 'float128'"
+
+
+@pytest.mark.parametrize("stride", [1, 4])
+@pytest.mark.parametrize("label", ["hard", "smoothed", "teacher"])
+def test_contenders_get_the_same_label(label: str, stride: int) -> None:
+    inputs = draw(TINY, stride, label, "float32", CPU)
+    chunked, reference = (CONTENDERS[name].make(label != "hard")(inputs) for name in ("chunked", "reference"))
+    torch.testing.assert_close(chunked, reference)
+    own = F.cross_entropy(inputs.full_logits(), inputs.full_label())
+    theirs = CrossEntropyLoss(upsample="bilinear")(inputs.logits, inputs.own_label(), size=inputs.size)
+    torch.testing.assert_close(own, theirs)
+
+
+@pytest.mark.parametrize("label", ["hard", "smoothed", "teacher"])
+def test_monai_runs(label: str) -> None:
+    pytest.importorskip("monai")
+    for name in ("monai-dice", "monai-tversky"):
+        assert "seconds" in measure(LossCase(name, TINY, 4, label, "float32"), CPU, 0.0)
+
+
+def test_smp_runs() -> None:
+    for name in ("smp-dice", "smp-jaccard"):
+        assert "seconds" in measure(LossCase(name, TINY, 4, "hard", "bfloat16"), CPU, 0.0)
+
+
+def test_labels_are_smooth_and_logits_agree_with_them() -> None:
+    inputs = draw((1, 19, 512, 1024), 4, "teacher", "float32", CPU)
+    assert 0.05 < boundary(inputs.index).float().mean() < 0.1
+    assert len(inputs.index.unique()) == 12
+    for logits in (inputs.logits, inputs.teacher):
+        assert logits is not None
+        assert logits.shape == (1, 19, 128, 256)
+        assert 0.8 < (logits.argmax(1) == inputs.index[:, 2::4, 2::4]).float().mean() < 0.99
+    assert not torch.equal(inputs.logits, inputs.teacher)
+    draw.cache_clear()
+    assert torch.equal(draw((1, 19, 512, 1024), 4, "teacher", "float32", CPU).logits, inputs.logits)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_metrics_run(metric: str) -> None:
+    result = measure(MetricCase(metric, (64, 96)), CPU, 0.0)
+    assert "failed" not in result
+    assert result["time_ratio"].keys() == result["other_seconds"].keys()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks of the CPU's memory are read from /proc")
+@pytest.mark.parametrize("piece", [2**20, 2**26])
+def test_peak_counts_what_an_earlier_step_freed(piece: int) -> None:
+    size = 2**26
+
+    def step() -> None:
+        held = [torch.ones(piece, dtype=torch.uint8) for _ in range(size // piece)]
+        del held
+
+    torch.empty(2**24, dtype=torch.uint8)  # once freed, pieces of that size come from the heap, which keeps them
+    step()
+    peak = peak_bytes(step, CPU)
+    assert peak is not None
+    assert 0.95 * size < peak < 1.1 * size
+
+
+def test_steps_take_turns() -> None:
+    called: list[str] = []
+    medians = median_seconds({name: lambda name=name: called.append(name) for name in "ab"}, CPU, budget=0.0)
+    assert medians.keys() == {"a", "b"}
+    assert called == ["a", "b"] * 3
+
+
+def test_every_target_of_the_cpu_is_measured() -> None:
+    measured = set(select("cpu", everything=False))
+    cpu = [target for target in TARGETS if target.device == "cpu"]
+    assert cpu
+    for target in cpu:
+        for shape in target.shapes:
+            assert LossCase(target.loss, shape, target.stride, "hard", "float32") in measured
+
+
+def test_targets_are_met_or_not() -> None:
+    result = {"loss": "chunked", "shape": [2, 150, 512, 512], "stride": 4, "label": "hard", "dtype": "float32"}
+    assert (
+        targets_of({**result, "time_ratio": 1.0, "peak_ratio": 0.36}, "cpu") == "time <= 1: met, peak <= 0.35: NOT MET"
+    )
+    assert targets_of({**result, "time_ratio": 1.0, "peak_ratio": None}, "cpu") == "time <= 1: met"
+    for change in ({"stride": 1}, {"label": "teacher"}, {"dtype": "bfloat16"}, {"loss": "reference"}):
+        assert targets_of({**result, "time_ratio": 1.0, "peak_ratio": 0.1, **change}, "cpu") == ""
+    assert targets_of({**result, "time_ratio": 1.0, "peak_ratio": 0.1}, "cuda") == ""
+
+
+def test_everything_has_all_labels_and_a_gpu_all_backends() -> None:
+    names = [case.name for case in matching(select("cuda", everything=True), ["triton/8x150x512x512/*"])]
+    assert len(names) == len(set(names)) == 2 * 3 * 2
+    assert not matching(select("cpu", everything=True), ["triton/*"])
