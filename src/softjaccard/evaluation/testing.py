@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +24,6 @@ from softjaccard.files import write_text
 
 _PRINTED = ("mIoU_D", "mIoU_I", "mIoU_C", "mIoU_I_worst5", "mIoU_C_worst5", "mDice_D", "Acc")
 _PRINTED_OF_PROBABILITIES = ("ECE", "SCE", "Brier", "NLL")
-_STAGES = {"test": "test", "val": "validate"}
-"""Lightning's names of the splits."""
 
 
 @dataclass(frozen=True)
@@ -89,21 +87,29 @@ def evaluate(
     Raises:
         InputError: If data are missing or do not fit the network, or its output is not finite.
     """
-    split, inference = settings.split, settings.inference
+    split = settings.split
     fitted: Temperature | None = None
     if settings.temperature == "fit":
         data.setup("validate")
-        fitting = TemperatureFit(network, data, "val", inference)
+        fitting = TemperatureFit(network, data, "val", settings.inference)
         trainer.validate(fitting, data, verbose=False)
         fitted = fitting.fitted
     temperature = fitted.value if fitted else float(settings.temperature)
-    data.setup(_STAGES[split])
-    scorer = Scorer(network, data, split, inference, decodings=settings.decodings, temperature=temperature, loss=loss)
-    loop: Callable[..., Any] = trainer.test if split == "test" else trainer.validate
+    stage, loop = ("test", trainer.test) if split == "test" else ("validate", trainer.validate)
+    data.setup(stage)
+    scorer = Scorer(
+        network,
+        data,
+        split,
+        settings.inference,
+        decodings=settings.decodings,
+        temperature=temperature,
+        loss=loss,
+    )
     loop(scorer, data, verbose=False)
     if not trainer.is_global_zero:
         return
-    how = {**asdict(inference), "temperature": temperature}
+    how = {**asdict(settings.inference), "temperature": temperature}
     results = {
         decoding: EvaluationResult(**about, **found, settings={**how, "decoding": decoding})
         for decoding, found in scorer.found.items()
@@ -135,19 +141,17 @@ def _absent(result: EvaluationResult) -> list[str]:
 
 
 def _summary(results: Mapping[str, EvaluationResult], fitted: Temperature | None) -> str:
-    """Write the main scores, the IoU of each class, and what there is to know about them."""
+    """Write the main scores and the IoU of each class by decoding, then calibration by temperature."""
     main = next(iter(results.values()))
     scores = [result.scores for result in results.values()]
     names = [*_PRINTED, *(f"IoU_D/{name}" for name in main.classes if any(f"IoU_D/{name}" in each for each in scores))]
     lines = _table({name: [each.get(name) for each in scores] for name in names}, list(results))
-    lines += [
-        f"Neither labelled nor predicted{of}, and left out of the means: {', '.join(absent)}."
-        for decoding, result in results.items()
-        if (absent := _absent(result))
-        for of in [f" by {decoding}" if len(results) > 1 else ""]
-    ]
+    for decoding, result in results.items():
+        if absent := _absent(result):
+            by = f" by {decoding}" if len(results) > 1 else ""
+            lines.append(f"Neither labelled nor predicted{by}, and left out of the means: {', '.join(absent)}.")
     temperature = main.settings["temperature"]
-    suffixes = {1.0: "_unscaled", temperature: ""}
+    suffixes = {1.0: "_unscaled", temperature: ""}  # one column where these are the same
     rows = {
         name: [main.scores[f"{name}{suffix}"] for suffix in suffixes.values()] for name in _PRINTED_OF_PROBABILITIES
     }
