@@ -164,6 +164,7 @@ class Scorer(_Inference):
                 "images": tuple(names[index] for index in ids),
                 "scores": {name: score.item() for name, score in found.items() if score.ndim == 0},
                 "worst": {name: _lowest(values) for name, values in image_scores(tables["counts"]).items()},
+                "pictures": {},
                 **tables,
                 **shared,
             }
@@ -186,20 +187,17 @@ class Scorer(_Inference):
 
     def _add_pictures(self, ids: Sequence[int]) -> None:
         """Draw the worst images; the id of a row is its place in the split."""
-        shown = {decoding: set(sum(found["worst"].values(), ())) for decoding, found in self.found.items()}
-        pictures: dict[str, dict[int, Picture]] = {decoding: {} for decoding in shown}
+        shown = {decoding: set().union(*found["worst"].values()) for decoding, found in self.found.items()}
         for row in sorted(set().union(*shown.values())):
             batch = self.data.evaluation_batch(self.split, [ids[row]])
             batch = self.trainer.strategy.batch_to_device(batch, self.device)
             with self.trainer.strategy.precision_plugin.test_step_context():
                 logits = self.logits(batch) / self.temperature
             logits, image, label = _cut(batch["size"][0].tolist(), logits, batch["image"], batch["label"])
-            for decoding in self.found:
+            for decoding, found in self.found.items():
                 if row in shown[decoding]:
                     classes = decode(logits, decoding)
-                    pictures[decoding][row] = Picture.encode(image[0], label[0], classes[0], self.num_classes)
-        for decoding, found in self.found.items():
-            found["pictures"] = pictures[decoding]
+                    found["pictures"][row] = Picture.encode(image[0], label[0], classes[0], self.num_classes)
 
 
 class _ClassTables(nn.Module):
