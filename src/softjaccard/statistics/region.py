@@ -20,17 +20,27 @@ from softjaccard.labels.kinds import (
     as_label,
 )
 from softjaccard.statistics.chunked import chunked
+from softjaccard.statistics.fused import fused, supports
 from softjaccard.statistics.pixels import FIELDS, Options
 from softjaccard.statistics.reference import reference
 
 Gradient: TypeAlias = Literal["exact", "error_scaled"]
-Backend: TypeAlias = Literal["auto", "reference", "chunked"]
+Backend: TypeAlias = Literal["auto", "reference", "chunked", "triton"]
 Upsample: TypeAlias = Literal["bilinear"] | None
 
+
+
+def _auto(logits: Tensor, label: Label, mask: Tensor | None, options: Options) -> dict[str, Tensor]:
+    """The fastest backend that takes the case."""
+    on_device = logits.device.type == "cuda" and supports(logits, label, mask, options) is None
+    return (fused if on_device else chunked)(logits, label, mask, options)
+
+
 _BACKENDS: dict[str, Callable[[Tensor, Label, Tensor | None, Options], dict[str, Tensor]]] = {
-    "auto": chunked,
+    "auto": _auto,
     "chunked": chunked,
     "reference": reference,
+    "triton": fused,
 }
 _ACTIVATIONS = ("softmax", "sigmoid", None)
 _GRADIENTS = ("exact", "error_scaled")

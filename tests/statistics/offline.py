@@ -1,0 +1,150 @@
+"""Compiles the triton backend's kernels for a GPU that needn't be there, as its host code would launch them.
+
+Run by hand it prints what the kernels need: ``python tests/statistics/offline.py [all]``.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+import softjaccard as sj
+from softjaccard.statistics import fused, triton_kernels
+
+HOPPER = GPUTarget("cuda", 90, 32)
+KERNELS = ("sum_blocks", "sum_cells", "gradient_blocks", "gradient_cells")
+POINTERS = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.uint8: "*u8",
+    torch.int8: "*i8",
+    torch.int16: "*i16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+DIVISIBLE = [["tt.divisibility", 16]]
+#: What 0.25 CE + 0.75 JML wants of a hard label.
+USUAL = ("prediction", "label", "overlap", "cross_entropy", "label_peak", "pixels")
+
+
+class _Recorder:
+    """In a kernel's place: keeps the arguments of its launch."""
+
+    def __init__(self, launches: list[tuple[str, dict[str, Any]]], name: str) -> None:
+        self.launches, self.name = launches, name
+
+    def __getitem__(self, grid: object) -> Any:
+        return lambda **arguments: self.launches.append((self.name, {"grid": grid, **arguments}))
+
+
+def launches(logits: Tensor, label: Any, monkeypatch: Any, **options: Any) -> list[tuple[str, dict[str, Any]]]:
+    """The launches, forward and backward, of statistics of these (meta) tensors."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    codes = {name: value for name, value in vars(triton_kernels).items() if name.isupper()}
+    recorders = {name: _Recorder(found, name) for name in KERNELS}
+    with monkeypatch.context() as patch:
+        patch.setattr(fused, "_kernels", lambda: SimpleNamespace(**codes, **recorders))
+        patch.setattr(fused, "_INTERPRETED", True)  # takes tensors that are on no device
+        patch.setattr(fused, "_INTERPRETED_PROCESSORS", 132)
+
+        def forward_and_backward(*arguments: Any) -> Tensor:
+            sums = fused._fused_sums(*arguments)
+            fused._fused_gradient(torch.ones_like(sums), *arguments)
+            return sums
+
+        patch.setattr(fused, "_sums_operator", forward_and_backward)
+        sj.region_statistics(logits, label, backend="triton", **options)
+    return found
+
+
+def compile_launch(name: str, arguments: dict[str, Any]) -> Any:
+    """The compiled kernel, specialised as triton's launcher would."""
+    kernel = getattr(triton_kernels, name)
+    signature, constants, attributes = {}, {}, {}
+    for position, parameter in enumerate(kernel.params):
+        value = arguments[parameter.name]
+        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+        elif isinstance(value, Tensor):
+            signature[parameter.name] = POINTERS[value.dtype]
+            attributes[(position,)] = DIVISIBLE
+        elif isinstance(value, int):
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[(position,)] = DIVISIBLE
+        else:
+            signature[parameter.name] = "fp32"
+    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=HOPPER, options={"num_warps": arguments["num_warps"]})
+
+
+def resources(compiled: Any) -> dict[str, int]:
+    """Registers and bytes of stack (spills) for each thread, and bytes of shared memory, from the machine code."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
+    return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", text)}
+
+
+def cases(everything: bool) -> list[tuple[str, Tensor, Any, dict[str, Any]]]:
+    """Named logits, labels and options; all on the meta device."""
+
+    def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    def label(kind: str, b: int, c: int, h: int, w: int, stride: int, dtype: torch.dtype) -> Any:
+        index = meta(b, h, w, dtype=torch.int64)
+        return {
+            "hard": lambda: index,
+            "smoothed": lambda: sj.SmoothedLabel(index, 0.5, meta(b, h, w, dtype=torch.bool)),
+            "teacher": lambda: sj.TeacherLabel(meta(b, c, h // stride, w // stride, dtype=dtype)),
+            "teacher_low": lambda: sj.TeacherLabel(meta(b, c, h // 8, w // 8, dtype=dtype)),
+            "dense": lambda: meta(b, c, h, w, dtype=dtype),
+        }[kind]()
+
+    shapes = [(8, 19, 512, 1024), (8, 150, 512, 512)]
+    shapes += [(8, 21, 512, 512), (4, 2, 512, 512), (2, 1024, 256, 256), (2, 3, 61, 67), (2, 150, 61, 67)] * everything
+    kinds = ["hard", "teacher"] + ["smoothed", "teacher_low", "dense"] * everything
+    result = []
+    for b, c, h, w in shapes:
+        for stride in (1, 4):
+            for dtype in (torch.float32, torch.bfloat16):
+                for kind in kinds:
+                    for channels_last in (False, True)[: 1 + everything * (kind == "hard")]:
+                        logits = meta(b, c, h // stride, w // stride, dtype=dtype)
+                        if channels_last:
+                            logits = logits.to(memory_format=torch.channels_last)
+                        options = {"want": USUAL} | ({"upsample": "bilinear", "size": (h, w)} if stride > 1 else {})
+                        name = f"{(b, c, h, w)}/{stride} {str(dtype)[6:]} {kind}" + " channels last" * channels_last
+                        if kind == "teacher_low" and stride == 1:
+                            options |= {"upsample": "bilinear", "size": (h, w)}
+                        result.append((name, logits, label(kind, b, c, h, w, stride, dtype), options))
+    return result
+
+
+if __name__ == "__main__":
+    from pytest import MonkeyPatch
+
+    for name, logits, label, options in cases(sys.argv[1:] == ["all"]):
+        for kernel, arguments in launches(logits, label, MonkeyPatch(), **options):
+            compiled = compile_launch(kernel, arguments)
+            ptx = compiled.asm["ptx"]
+            loads = {w: len(re.findall(rf"ld\.global\S*{w}", ptx)) for w in (r"v4\.b32", r"\.b32", r"\.b16")}
+            tile = [arguments[n] for n in ("A", "B", "BLOCK")] + [arguments.get("LANES")]
+            print(f"{name:45} {kernel:15} grid {arguments['grid']} tile {tile} warps {arguments['num_warps']}",
+                  resources(compiled), {"bar": ptx.count("bar.sync"), "shfl": ptx.count("shfl.sync"), **loads}, flush=True)  # fmt: skip
