@@ -102,7 +102,7 @@ def _tile(logits: Tensor, pixel_stride: int) -> Tile:
     pixels = logits[0, 0].numel()
     aligned = pixel_stride == 1 and pixels % 16 == 0 and logits.stride(1) % 16 == 0 and logits.data_ptr() % 16 == 0
     vector = 16 // size if aligned else 1  # how many pixels a thread reads at once
-    elements = 40 if aligned else 20  # for each thread, beside sums and temporaries
+    elements = max(5 * vector, 20)  # for each thread: some 128 registers with sums and temporaries, 200 with vectors of 8
     fewest = 64 // size if a + b <= 256 else 16  # whole sectors of 32 bytes, better two
     block = min(max(_power_of_two(32 * elements / (a + b)), fewest), 256)
     warps = min(_power_of_two(1.99 * (a + b) * block / (32 * elements)), 16)

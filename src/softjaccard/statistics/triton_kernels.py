@@ -49,25 +49,32 @@ def _load(base, class_stride, rows, classes, offsets, inside, other):
 
 
 @triton.jit
+def _sum(ta, tb, B: tl.constexpr):
+    """Sums over the classes of both parts, whose rows are added before threads have to exchange anything."""
+    if B > 0:
+        ta = tl.sum(tl.reshape(ta, (ta.shape[0] // B, B, ta.shape[1])), 0) + tb
+    return tl.sum(ta, 0)
+
+
+@triton.jit
+def _max(ta, tb, B: tl.constexpr):
+    if B > 0:
+        ta = tl.maximum(tl.max(tl.reshape(ta, (ta.shape[0] // B, B, ta.shape[1])), 0), tb)
+    return tl.max(ta, 0)
+
+
+@triton.jit
 def _softmax(xa, xb, weight, scale, B: tl.constexpr):
     """Probabilities of both parts, the base-2 logarithms of their ratios to the largest, and log2 of the ratios' sum.
 
     Where a pixel doesn't count its logits may be anything: they are selected away.
     """
     counted = (weight != 0)[None, :]
-    xa = tl.where(counted, xa, 0.0)
-    top = tl.max(xa, 0)
-    if B > 0:
-        xb = tl.where(counted, xb, 0.0)
-        top = tl.maximum(top, tl.max(xb, 0))
-    da = (xa - top[None, :]) * scale
-    pa = tl.exp2(da)
-    total = tl.sum(pa, 0)
-    db, pb = da, pa
-    if B > 0:
-        db = (xb - top[None, :]) * scale
-        pb = tl.exp2(db)
-        total += tl.sum(pb, 0)
+    xa, xb = tl.where(counted, xa, 0.0), tl.where(counted, xb, 0.0)
+    top = _max(xa, xb, B)[None, :]
+    da, db = (xa - top) * scale, (xb - top) * scale
+    pa, pb = tl.exp2(da), tl.exp2(db)
+    total = _sum(pa, pb, B)
     inverse = (1 / total)[None, :]
     return pa * inverse, pb * inverse, da, db, tl.log2(total)
 
@@ -106,10 +113,7 @@ def _one_hot(ids, where, pixel, inside, rows, hit, miss, KIND: tl.constexpr):
 @triton.jit
 def _check(ya, yb, weight, slack, B: tl.constexpr):
     """The weights, NaN where a dense label is no distribution."""
-    low, high, total = tl.min(ya, 0), tl.max(ya, 0), tl.sum(ya, 0)
-    if B > 0:
-        low, high = tl.minimum(low, tl.min(yb, 0)), tl.maximum(high, tl.max(yb, 0))
-        total += tl.sum(yb, 0)
+    low, high, total = -_max(-ya, -yb, B), _max(ya, yb, B), _sum(ya, yb, B)
     # A NaN shows in the total, whether or not it shows in the others.
     valid = (low >= -slack) & (high <= 1 + slack) & (tl.abs(total - 1) <= slack)
     return tl.where(valid | (weight == 0), weight, float("nan"))
@@ -251,22 +255,24 @@ def _add(sums, p, d, y, log_total, weight, LANES: tl.constexpr, WANT: tl.constex
     """The sums with a tile's terms added."""
     prediction, label, overlap, cross_entropy, product, square, label_square, entropy, peak, label_peak = sums
     w = weight[None, :]
+    y += 0 * p  # the same values; but the compiler now lays y out like p, even where it comes from class ids
+    yw = y * w
     if PREDICTION & WANT:
         prediction += _fold(p * w, LANES)
     if LABEL & WANT:
-        label += _fold(y * w, LANES)
+        label += _fold(yw, LANES)
     if OVERLAP & WANT:
         overlap += _fold(tl.minimum(p, y) * w, LANES)
     if CROSS_ENTROPY & WANT:  # where a class has no label, its logit may be -inf
-        cross_entropy += _fold(tl.where(y == 0, 0.0, y * (log_total[None, :] - d)) * w, LANES)
+        cross_entropy += _fold(tl.where(y == 0, 0.0, log_total[None, :] - d) * yw, LANES)
     if PRODUCT & WANT:
-        product += _fold(p * y * w, LANES)
+        product += _fold(p * yw, LANES)
     if PREDICTION_SQUARE & WANT:
         square += _fold(p * p * w, LANES)
     if LABEL_SQUARE & WANT:
-        label_square += _fold(y * y * w, LANES)
+        label_square += _fold(y * yw, LANES)
     if LABEL_ENTROPY & WANT:
-        entropy -= _fold(tl.where(y > 0, y * tl.log2(tl.where(y > 0, y, 1.0)), 0.0) * w, LANES)
+        entropy -= _fold(tl.log2(tl.where(y > 0, y, 1.0)) * yw, LANES)
     if PREDICTION_PEAK & WANT:
         peak = tl.maximum(peak, _fold_peak(tl.where(w > 0, p, 0.0), LANES))
     if LABEL_PEAK & WANT:
@@ -353,17 +359,12 @@ def _pull_back(
     pa, pb, ya, yb, weight, by_a, by_b, WANT: tl.constexpr, ERROR_SCALED: tl.constexpr, B: tl.constexpr
 ):  # fmt: skip
     """The derivatives by the logits of both parts."""
-    sa = _slope(pa, ya, by_a, WANT, ERROR_SCALED)
-    ea = by_a[2][:, None] * ya
+    sa, sb = _slope(pa, ya, by_a, WANT, ERROR_SCALED), _slope(pb, yb, by_b, WANT, ERROR_SCALED)
+    ea, eb = by_a[2][:, None] * ya, by_b[2][:, None] * yb
     # Through the softmax: p (slope - sum(p slope)); that of the cross-entropy is p sum(e) - e.
-    common = tl.sum(ea - pa * sa, 0)
-    sb, eb = sa, ea
-    if B > 0:
-        sb = _slope(pb, yb, by_b, WANT, ERROR_SCALED)
-        eb = by_b[2][:, None] * yb
-        common += tl.sum(eb - pb * sb, 0)
+    common = _sum(ea - pa * sa, eb - pb * sb, B)[None, :]
     w = weight[None, :]
-    return (pa * (sa + common[None, :]) - ea) * w, (pb * (sb + common[None, :]) - eb) * w
+    return (pa * (sa + common) - ea) * w, (pb * (sb + common) - eb) * w
 
 
 @triton.jit
