@@ -351,7 +351,7 @@ def _launch_cells(case: Case, **arguments: Any) -> None:
     columns = ceil(width / (case.tile.pixels - 1))
     rows = max(4, height // ceil(_programs(case.logits.device, case.tile.warps, images) / columns))
     grid = (columns, ceil(height / rows), images)
-    scratch = case.logits.new_empty((*grid, case.tile.a + case.tile.b, case.tile.pixels), dtype=torch.float32)
+    scratch = case.logits.new_empty((*grid, case.tile.a + case.tile.b, case.tile.pixels + 1), dtype=torch.float32)
     _kernels().gradient_cells[grid](
         **case.shared,
         **arguments,

@@ -552,7 +552,8 @@ def _join(start, end, scratch, rows, BLOCK: tl.constexpr):
     The next cell is in another thread: ``scratch`` is this program's own memory, to pass it on.
     """
     lanes = tl.arange(0, BLOCK)
-    places = scratch + rows[:, None] * BLOCK + lanes[None, :]
+    # The odd distance of rows keeps the compiler from reading vectors, for which it would lay out all tiles differently.
+    places = scratch + rows[:, None] * (BLOCK + 1) + lanes[None, :]
     tl.store(places, start)
     tl.debug_barrier()
     joined = end + tl.load(places + 1, mask=(lanes < BLOCK - 1)[None, :] & (rows >= 0)[:, None], other=0.0)
@@ -590,7 +591,7 @@ def gradient_cells(
     by_a = _upstream(upstream + image * classes, fields, ra, classes, WANT)
     by_b = _upstream(upstream + image * classes, fields, rb, classes, WANT)
     program = (image * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0)
-    scratch += program * (A + B) * BLOCK
+    scratch += program * (A + B) * (BLOCK + 1)
     gradient += image * gradient_image
     cell_x = tl.program_id(0) * (BLOCK - 1) - 1 + tl.arange(0, BLOCK)
     first, stop = _first(cell_x, low_width, width, ALIGN_X), _first(cell_x + 1, low_width, width, ALIGN_X)
