@@ -630,9 +630,9 @@ def gradient_cells(
                 here_start_b, below_start_b = _spread(here_start_b, below_start_b, start_b, down)
                 here_end_b, below_end_b = _spread(here_end_b, below_end_b, end_b, down)
         if cell_y >= top:
-            places = cell_y.to(tl.int64) * gradient_row + (cell_x + 1).to(tl.int64) * gradient_column
+            row, column = _ends(cell_y, low_height, gradient_row)[0], _ends(cell_x, low_width, gradient_column)[1]
             joined = _join(here_start_a, here_end_a, scratch, ra, BLOCK)
-            _write(gradient, gradient_class, ra, classes, places, owned, joined)
+            _write(gradient, gradient_class, ra, classes, row + column, owned, joined)
             if B > 0:
                 joined = _join(here_start_b, here_end_b, scratch, rb, BLOCK)
-                _write(gradient, gradient_class, rb, classes, places, owned, joined)
+                _write(gradient, gradient_class, rb, classes, row + column, owned, joined)
