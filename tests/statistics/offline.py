@@ -40,6 +40,15 @@ DIVISIBLE = [["tt.divisibility", 16]]
 USUAL = ("prediction", "label", "overlap", "cross_entropy", "label_peak", "pixels")
 
 
+def _tool() -> Path:
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+def available() -> bool:
+    """Whether triton came with NVIDIA's assembler and its companions."""
+    return _tool().exists() and (_tool().parent / "ptxas").exists()
+
+
 class _Recorder:
     """In a kernel's place: keeps the arguments of its launch."""
 
@@ -93,11 +102,10 @@ def compile_launch(name: str, arguments: dict[str, Any]) -> Any:
 
 def resources(compiled: Any) -> dict[str, int]:
     """Registers and bytes of stack (spills) for each thread, and bytes of shared memory, from the machine code."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        text = subprocess.run([tool, "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
+        text = subprocess.run([_tool(), "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
     return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", text)}
 
 
