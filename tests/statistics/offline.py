@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 import triton
 from torch import Tensor
@@ -142,17 +143,20 @@ def cases(everything: bool) -> list[tuple[str, Tensor, Any, dict[str, Any]]]:
                         if kind == "teacher_low" and stride == 1:
                             options |= {"upsample": "bilinear", "size": (h, w)}
                         result.append((name, logits, label(kind, b, c, h, w, stride, dtype), options))
+    for kind in ("hard", "smoothed", "dense", "teacher_low") * everything:
+        for mask in (torch.bool, torch.float32):
+            logits, found = meta(2, 17, 50, 60, dtype=torch.float16), label(kind, 2, 17, 200, 230, 4, torch.float16)
+            options = {"mask": meta(2, 200, 230, dtype=mask), "gradient": "error_scaled"}
+            options |= {"upsample": "bilinear", "align_corners": True, "size": (200, 230)}
+            result.append((f"everything wanted, {mask} mask, {kind}", logits, found, options))
     return result
 
 
 if __name__ == "__main__":
-    from pytest import MonkeyPatch
-
     for name, logits, label, options in cases(sys.argv[1:] == ["all"]):
-        for kernel, arguments in launches(logits, label, MonkeyPatch(), **options):
+        for kernel, arguments in launches(logits, label, pytest.MonkeyPatch(), **options):
             compiled = compile_launch(kernel, arguments)
             ptx = compiled.asm["ptx"]
-            loads = {w: len(re.findall(rf"ld\.global\S*{w}", ptx)) for w in (r"v4\.b32", r"\.b32", r"\.b16")}
-            tile = [arguments[n] for n in ("A", "B", "BLOCK")] + [arguments.get("LANES")]
-            print(f"{name:45} {kernel:15} grid {arguments['grid']} tile {tile} warps {arguments['num_warps']}",
-                  resources(compiled), {"bar": ptx.count("bar.sync"), "shfl": ptx.count("shfl.sync"), **loads}, flush=True)  # fmt: skip
+            counts = {what: len(re.findall(what, ptx)) for what in ("bar.sync", "shfl.sync", "ld.global", "v4.b32")}
+            tile = [arguments.get(name) for name in ("A", "B", "BLOCK", "LANES", "num_warps")]
+            print(f"{name:45} {kernel:15} {arguments['grid']} {tile} {resources(compiled)} {counts}", flush=True)

@@ -24,7 +24,7 @@ def run_cases(*arguments: str) -> None:
     """The tests of triton_cases.py in a process with the interpreter; their report is shown if one fails."""
     command = [sys.executable, "-m", "pytest", str(HERE / "triton_cases.py"), "-q", "--no-header", "-W", "ignore"]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
+    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"\n{done.stdout}\n{done.stderr}"
     assert " passed" in done.stdout
 

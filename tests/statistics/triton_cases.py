@@ -397,7 +397,7 @@ def test_no_second_derivative() -> None:
 def test_a_label_that_requires_grad_raises() -> None:
     case = make("teacher")
     case.label.logits.requires_grad_()
-    with pytest.raises(ValueError, match="label: .* requires grad"):
+    with pytest.raises(ValueError, match=r"label: .* requires grad"):
         case.statistics(backend="triton")
 
 

@@ -69,7 +69,7 @@ class CrossEntropyLoss(StatisticsLoss):
         upsample: ``"bilinear"`` for logits of a lower resolution than the label, which are interpolated inside; see
             :func:`~softjaccard.statistics.region_statistics`.
         align_corners: of the interpolation.
-        backend: ``"auto"``, ``"chunked"`` or ``"reference"``.
+        backend: ``"auto"``, ``"chunked"``, ``"triton"`` or ``"reference"``.
 
     Example:
         >>> logits, label = torch.tensor([[[2.0, -1.0], [0.0, 1.0]]]), torch.tensor([[0, 1]])

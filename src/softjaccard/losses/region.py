@@ -103,7 +103,7 @@ class TverskyLoss(StatisticsLoss):
         align_corners: of the interpolation.
         reduction: ``"mean"``, or ``"none"`` for the losses of the classes, ``(C,)`` per data set and ``(B, C)`` per
             image or class, 0 where inactive and without class weights.
-        backend: ``"auto"``, ``"chunked"`` or ``"reference"``.
+        backend: ``"auto"``, ``"chunked"``, ``"triton"`` or ``"reference"``.
 
     Under half precision multiply the loss by a gradient scaler's factor, as usual: the gradient of a mean over many
     pixels underflows float16 otherwise.

@@ -12,6 +12,7 @@ import os
 from contextlib import nullcontext
 from functools import partial
 from importlib.util import find_spec
+from itertools import pairwise
 from math import ceil, log, log2
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from softjaccard.labels.checks import describe, tolerance
-from softjaccard.labels.kinds import HardLabel, Label, RaterLabel, TeacherLabel
+from softjaccard.labels.kinds import Label, RaterLabel
 from softjaccard.statistics.chunked import _DIFFERENTIABLE, _pack_label
 from softjaccard.statistics.pixels import FIELDS, Options
 
@@ -102,7 +103,9 @@ def _tile(logits: Tensor, pixel_stride: int) -> Tile:
     pixels = logits[0, 0].numel()
     aligned = pixel_stride == 1 and pixels % 16 == 0 and logits.stride(1) % 16 == 0 and logits.data_ptr() % 16 == 0
     vector = 16 // size if aligned else 1  # how many pixels a thread reads at once
-    elements = max(5 * vector, 20)  # for each thread: some 128 registers with sums and temporaries, 200 with vectors of 8
+    elements = max(
+        5 * vector, 20
+    )  # for each thread: some 128 registers with sums and temporaries, 200 with vectors of 8
     fewest = 64 // size if a + b <= 256 else 16  # whole sectors of 32 bytes, better two
     block = min(max(_power_of_two(32 * elements / (a + b)), fewest), 256)
     warps = min(_power_of_two(1.99 * (a + b) * block / (32 * elements)), 16)
@@ -141,7 +144,7 @@ def _pixel_stride(tensor: Tensor) -> int | None:
     sizes = [(size, step) for size, step in zip(tensor.shape[2:], tensor.stride()[2:], strict=True) if size > 1]
     if not sizes:
         return 1
-    for (_, outer), (size, inner) in zip(sizes, sizes[1:], strict=False):
+    for (_, outer), (size, inner) in pairwise(sizes):
         if outer != size * inner:
             return None
     return sizes[-1][1]
@@ -179,6 +182,7 @@ def _case(
     mask: Tensor | None,
     ignore_index: int,
     temperature: float,
+    *,
     size: tuple[int, int] | None,
     align_corners: bool,
 ) -> Case:
@@ -188,8 +192,9 @@ def _case(
     if not interpolated:
         logits, pixel_stride = _flattened(logits)
     height, width = size or (1, logits[0, 0].numel())
-    values, steps = _as_bytes(label), (0, 0, 0, 0)  # of image, class, row, pixel or column
-    low = (1, 1)
+    values = _as_bytes(label)
+    steps: tuple[int, ...] = (height * width, 0, 0, 1)  # from an image, class, row, pixel or column to the next
+    low: tuple[int, ...] = (1, 1)
     if kind == "teacher" and size is not None and label.shape[2:] != size:
         code = kernels.TEACHER_SHARED if label.shape == logits.shape else kernels.TEACHER_LOW
         values, steps, low = label, label.stride(), label.shape[2:]
@@ -199,7 +204,6 @@ def _case(
         steps = (values.stride(0), values.stride(1), 0, stride)
     else:
         code = kernels.INDEX if extra is None else kernels.INDEX_WHERE
-        steps = (height * width, 0, 0, 1)
     epsilon = number if kind == "smoothed" else 0.0
     shared = {
         "logits": logits,
@@ -263,7 +267,7 @@ _ARGUMENTS = (
 def _fused_sums(logits: Tensor, *arguments: Any) -> Tensor:
     """The sums named in ``want``, ``(len(want), B, C)``."""
     *described, size, align_corners, _, names = arguments
-    case = _case(logits, *described, size and tuple(size), align_corners)
+    case = _case(logits, *described, size=size and tuple(size), align_corners=align_corners)
     want = tuple(names.split(","))
     hard = described[0] == "hard"
     summed = tuple(name for name in FIELDS[:-1] if name in ({_HARD_SAME.get(n, n) for n in want} if hard else want))
@@ -315,7 +319,7 @@ def _finish(partial: Tensor, counts: Tensor, summed: tuple[str, ...], want: tupl
 def _fused_gradient(gradient: Tensor, logits: Tensor, *arguments: Any) -> Tensor:
     """The gradient of the logits from the gradient ``(len(want), B, C)`` of the sums."""
     *described, size, align_corners, error_scaled, names = arguments
-    case = _case(logits, *described, size and tuple(size), align_corners)
+    case = _case(logits, *described, size=size and tuple(size), align_corners=align_corners)
     want = tuple(names.split(","))
     by_name = dict(zip(want, gradient.float() / described[-1], strict=True))
     zero = torch.zeros_like(gradient[0], dtype=torch.float32)

@@ -1,6 +1,6 @@
 """The kernels of the triton backend; :mod:`softjaccard.statistics.fused` imports this on first use.
 
-A program holds a tile of classes × pixels in registers, so that logits are read from memory once. Triton's tiles have
+A program holds a tile of classes and pixels in registers, so that logits are read from memory once. Triton's tiles have
 powers of two as sizes: to waste little of them, the classes are cut into two parts, 19 into 16 + 4 rows and 150 into
 128 + 32. ``A`` and ``B`` are their rows; ``B`` is 0 where one part does.
 
@@ -121,7 +121,7 @@ def _check(ya, yb, weight, slack, B: tl.constexpr):
 
 # --- Bilinear interpolation ------------------------------------------------------------------------------------------
 # Along an axis, pixel q of ``full`` lies at (q * step + shift) / den in ``low`` pixels. A cell is the interval from one
-# low pixel to the next; the first cell, -1, ends at low pixel 0. All in integers: rounding puts no pixel in a wrong cell.
+# low pixel to the next; the first, -1, ends at low pixel 0. In integers: rounding puts no pixel in a wrong cell.
 
 
 @triton.jit
@@ -552,7 +552,7 @@ def _join(start, end, scratch, rows, BLOCK: tl.constexpr):
     The next cell is in another thread: ``scratch`` is this program's own memory, to pass it on.
     """
     lanes = tl.arange(0, BLOCK)
-    # The odd distance of rows keeps the compiler from reading vectors, for which it would lay out all tiles differently.
+    # The odd distance of rows keeps the compiler from using vectors, for which it would lay out all tiles differently.
     places = scratch + rows[:, None] * (BLOCK + 1) + lanes[None, :]
     tl.store(places, start)
     tl.debug_barrier()
