@@ -89,16 +89,16 @@ def _power_of_two(number: float) -> int:
     return 1 << int(log2(max(1, number)))
 
 
-def _parts(classes: int) -> tuple[int, int]:
-    """The rows for so many classes: two powers of two if they waste less than one does."""
+def _parts(classes: int, whole: bool = False) -> tuple[int, int]:
+    """The rows for so many classes: two powers of two if they waste less than one does, or ``whole`` one in any case."""
     a = _power_of_two(classes)
     b = max(4, 1 << (classes - a - 1).bit_length()) if classes > a else 0
-    return (2 * a, 0) if b >= a else (a, b)
+    return (2 * a, 0) if b >= a or (whole and b) else (a, b)
 
 
-def _tile(logits: Tensor, pixel_stride: int) -> Tile:
-    """The tile for logits at the label's resolution."""
-    a, b = _parts(logits.shape[1])
+def _tile(logits: Tensor, pixel_stride: int, together: bool) -> Tile:
+    """The tile for logits at the label's resolution; ``together``: the classes of a pixel are neighbours in memory."""
+    a, b = _parts(logits.shape[1], together)
     size = logits.element_size()
     pixels = logits[0, 0].numel()
     aligned = pixel_stride == 1 and pixels % 16 == 0 and logits.stride(1) % 16 == 0 and logits.data_ptr() % 16 == 0
@@ -109,15 +109,17 @@ def _tile(logits: Tensor, pixel_stride: int) -> Tile:
     fewest = 64 // size if a + b <= 256 else 16  # whole sectors of 32 bytes, better two
     block = min(max(_power_of_two(32 * elements / (a + b)), fewest), 256)
     warps = min(_power_of_two(1.99 * (a + b) * block / (32 * elements)), 16)
-    # Where classes lie together a thread holds many pixels of one class.
-    return Tile(a, b, block, 1 if logits.stride(1) == 1 else block // vector, warps)
+    # A thread then holds many pixels of one class.
+    return Tile(a, b, block, 1 if together else block // vector, warps)
 
 
-def _cell_tile(classes: int) -> Tile:
+def _cell_tile(classes: int, together: bool) -> Tile:
     """The tile, of cells, for interpolated logits."""
-    a, b = _parts(classes)
-    block = 16 if a + b > 8 else 32
-    return Tile(a, b, block, block, min(_power_of_two(1.99 * (a + b) * block / (32 * 12)), 16))
+    a, b = _parts(classes, together)
+    elements = 12  # for each thread: with the sums at four corners and temporaries they fill its registers
+    block = 32 if a + b <= 8 else min(max(_power_of_two(8 * 32 * elements / (a + b)), 4), 16)
+    warps = min(_power_of_two(1.99 * (a + b) * block / (32 * elements)), 8)
+    return Tile(a, b, block, block, warps)
 
 
 def _programs(device: torch.device, warps: int, images: int) -> int:
@@ -230,8 +232,10 @@ def _case(
         ).value,
         "ALIGN": align_corners,
     }
+    # Threads then lie along the classes, and parts of different sizes differently: one part is quicker.
+    together = 1 in (logits.stride(1), steps[1])
     if interpolated:
-        tile = _cell_tile(classes)
+        tile = _cell_tile(classes, together)
         shared |= {
             "logits_row": logits.stride(2),
             "logits_column": logits.stride(3),
@@ -242,7 +246,7 @@ def _case(
             "ALIGN_X": align_corners and logits.shape[3] > 1,
         }
     else:
-        tile = _tile(logits, pixel_stride)
+        tile = _tile(logits, pixel_stride, together)
         shared["logits_pixel"] = pixel_stride
     shared |= {"A": tile.a, "B": tile.b, "BLOCK": tile.pixels}
     return Case(logits, interpolated, shared, tile)
