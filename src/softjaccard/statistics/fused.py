@@ -9,11 +9,11 @@ torch then adds up, so that the same input gives the same sums, bit for bit. The
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
-from math import ceil, log, log2
+from math import ceil, log, log2, prod
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from softjaccard.statistics.chunked import _DIFFERENTIABLE, _pack_label
 from softjaccard.statistics.pixels import FIELDS, Options
 
 MOST_CLASSES = 1024
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 _INSTALLED = find_spec("triton") is not None
 #: Triton's interpreter runs the kernels on the CPU, for tests; triton decides when it is imported.
@@ -44,28 +45,32 @@ _HARD_SAME = {"product": "overlap", "label_square": "label", "label_peak": "labe
 
 def supports(logits: Tensor, label: Label, mask: Tensor | None, options: Options) -> str | None:
     """Why the triton backend can't take this case; None if it can."""
-    classes = logits.shape[1]
-    sizes = (*logits.shape[2:], *(options.size or ()))
-    reasons = {
-        "triton is not installed": not _INSTALLED,
-        f"the logits are on {logits.device}, not on a CUDA device": logits.device.type != "cuda" and not _INTERPRETED,
-        f"activation is {options.activation!r}, not 'softmax'": options.activation != "softmax",
-        f"the logits are {describe(logits)}, not float16, bfloat16 or float32": logits.dtype == torch.float64,
-        f"there are {classes} classes, more than {MOST_CLASSES}": classes > MOST_CLASSES,
-        "the label is a RaterLabel": isinstance(label, RaterLabel),
-        "the mask has channels": mask is not None and mask.shape[1] > 1,
-        f"an image has {sizes} pixels, too many for 32-bit positions": _too_large(sizes, options),
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+    images, classes, *spatial = logits.shape
+    reason = None  # said only where it holds: under torch.compile, to format a size would fix it
+    if not _INSTALLED:
+        reason = "triton is not installed"
+    elif logits.device.type != "cuda" and not _INTERPRETED:
+        reason = f"the logits are on {logits.device}, not on a CUDA device"
+    elif options.activation != "softmax":
+        reason = f"activation is {options.activation!r}, not 'softmax'"
+    elif logits.dtype not in _DTYPES:
+        reason = f"the logits are {describe(logits)}, not float16, bfloat16 or float32"
+    elif classes > MOST_CLASSES:
+        reason = f"there are {classes} classes, more than {MOST_CLASSES}"
+    elif isinstance(label, RaterLabel):
+        reason = "the label is a RaterLabel"
+    elif mask is not None and mask.shape[1] > 1:
+        reason = "the mask has channels"
+    elif _too_large(images, spatial, options):
+        reason = f"{images} images of {options.size or tuple(spatial)} pixels are too many for 32-bit positions"
+    return reason
 
 
-def _too_large(sizes: tuple[int, ...], options: Options) -> bool:
-    if options.size is not None:
-        return max(sizes) >= 2**15
-    pixels = 1
-    for size in sizes:
-        pixels = pixels * size
-    return pixels >= 2**30
+def _too_large(images: int, spatial: Sequence[int], options: Options) -> bool:
+    """Whether a grid has no place for so many images, or a pixel's position doesn't fit 32 bits."""
+    if options.size is not None and max(options.size) >= 2**15:
+        return True
+    return images >= 2**16 or prod(options.size or spatial) >= 2**30
 
 
 # --- How work is cut -------------------------------------------------------------------------------------------------
@@ -90,7 +95,7 @@ def _power_of_two(number: float) -> int:
 
 
 def _parts(classes: int, whole: bool = False) -> tuple[int, int]:
-    """The rows for so many classes: two powers of two if they waste less than one does, or ``whole`` one in any case."""
+    """The rows for so many classes: two powers of two where they waste less than one does, unless ``whole``."""
     a = _power_of_two(classes)
     b = max(4, 1 << (classes - a - 1).bit_length()) if classes > a else 0
     return (2 * a, 0) if b >= a or (whole and b) else (a, b)
@@ -103,9 +108,8 @@ def _tile(logits: Tensor, pixel_stride: int, together: bool) -> Tile:
     pixels = logits[0, 0].numel()
     aligned = pixel_stride == 1 and pixels % 16 == 0 and logits.stride(1) % 16 == 0 and logits.data_ptr() % 16 == 0
     vector = 16 // size if aligned else 1  # how many pixels a thread reads at once
-    elements = max(
-        5 * vector, 20
-    )  # for each thread: some 128 registers with sums and temporaries, 200 with vectors of 8
+    # For each thread; with sums and temporaries it fills 128 registers, or 200 where vectors of 8 pixels need more.
+    elements = max(5 * vector, 20)
     fewest = 64 // size if a + b <= 256 else 16  # whole sectors of 32 bytes, better two
     block = min(max(_power_of_two(32 * elements / (a + b)), fewest), 256)
     warps = min(_power_of_two(1.99 * (a + b) * block / (32 * elements)), 16)
@@ -329,42 +333,37 @@ def _fused_gradient(gradient: Tensor, logits: Tensor, *arguments: Any) -> Tensor
     zero = torch.zeros_like(gradient[0], dtype=torch.float32)
     upstream = torch.stack([by_name.get(name, zero) for name in _DIFFERENTIABLE])
     result = torch.empty_like(case.logits)
-    launch = partial(
-        _launch_cells if case.interpolated else _launch_blocks,
-        case,
-        upstream=upstream,
-        gradient=result,
-        gradient_image=result.stride(0),
-        gradient_class=result.stride(1),
-        WANT=_bits(tuple(name for name in want if name in _DIFFERENTIABLE)),
-        ERROR_SCALED=error_scaled,
-        num_warps=case.tile.warps,
-    )
+    given = case.shared | {
+        "upstream": upstream,
+        "gradient": result,
+        "gradient_image": result.stride(0),
+        "gradient_class": result.stride(1),
+        "WANT": _bits(tuple(name for name in want if name in _DIFFERENTIABLE)),
+        "ERROR_SCALED": error_scaled,
+        "num_warps": case.tile.warps,
+    }
     with _on(logits.device):
-        launch()
+        (_launch_gradient_cells if case.interpolated else _launch_gradient_blocks)(case, result, given)
     return result if case.logits is logits else torch.empty_like(logits).copy_(result)
 
 
-def _launch_blocks(case: Case, **arguments: Any) -> None:
-    images = len(case.logits)
+def _launch_gradient_blocks(case: Case, result: Tensor, arguments: dict[str, Any]) -> None:
     blocks = ceil(case.shared["height"] * case.shared["width"] / case.tile.pixels)
-    programs = min(blocks, _programs(case.logits.device, case.tile.warps, images))
-    _kernels().gradient_blocks[programs, images](
-        **case.shared, **arguments, gradient_pixel=_pixel_stride(arguments["gradient"]), blocks=blocks
-    )
+    programs = min(blocks, _programs(result.device, case.tile.warps, len(result)))
+    _kernels().gradient_blocks[programs, len(result)](**arguments, gradient_pixel=_pixel_stride(result), blocks=blocks)
 
 
-def _launch_cells(case: Case, **arguments: Any) -> None:
-    images, _, height, width = case.logits.shape
+def _launch_gradient_cells(case: Case, result: Tensor, arguments: dict[str, Any]) -> None:
+    images, _, height, width = result.shape
     columns = ceil(width / (case.tile.pixels - 1))
-    rows = max(4, height // ceil(_programs(case.logits.device, case.tile.warps, images) / columns))
+    # Each program computes a row of cells that its neighbour computes, too: with fewer rows that would weigh more.
+    rows = max(4, height // ceil(_programs(result.device, case.tile.warps, images) / columns))
     grid = (columns, ceil(height / rows), images)
-    scratch = case.logits.new_empty((*grid, case.tile.a + case.tile.b, case.tile.pixels + 1), dtype=torch.float32)
+    scratch = result.new_empty((*grid, case.tile.a + case.tile.b, case.tile.pixels + 1), dtype=torch.float32)
     _kernels().gradient_cells[grid](
-        **case.shared,
         **arguments,
-        gradient_row=arguments["gradient"].stride(2),
-        gradient_column=arguments["gradient"].stride(3),
+        gradient_row=result.stride(2),
+        gradient_column=result.stride(3),
         scratch=scratch,
         cell_rows=rows,
     )

@@ -37,6 +37,13 @@ LABEL_ENTROPY = tl.constexpr(1 << 7)
 PREDICTION_PEAK = tl.constexpr(1 << 8)
 LABEL_PEAK = tl.constexpr(1 << 9)
 
+# Arguments whose value is no reason to compile a kernel anew, because no vector depends on it.
+UNSPECIALISED = ("label_height", "label_width", "label_row", "classes", "ignore_index", "blocks", "fields")
+UNSPECIALISED_CELLS = (
+    *("height", "width", "low_height", "low_width", "logits_image", "logits_row", "label_image", "gradient_image"),
+    *("gradient_row", "cell_rows", *UNSPECIALISED),
+)
+
 
 # --- Pixels ----------------------------------------------------------------------------------------------------------
 
@@ -397,7 +404,7 @@ def _block(
     return pixel, inside, weight, ya, yb, _softmax(xa, xb, weight, scale, B)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def sum_blocks(
     logits, logits_image, logits_class, logits_pixel, label, label_image, label_class, label_row, label_column,
     label_height, label_width, where, mask, height, width, classes, scale, label_scale, hit, miss, slack, ignore_index,
@@ -430,7 +437,7 @@ def sum_blocks(
         _store(partial + program * fields * classes, sums_b, rb, classes, WANT)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def gradient_blocks(
     logits, logits_image, logits_class, logits_pixel, label, label_image, label_class, label_row, label_column,
     label_height, label_width, where, mask, height, width, classes, scale, label_scale, hit, miss, slack, ignore_index,
@@ -496,7 +503,7 @@ def _cells(
     return weight, ya, yb, _softmax(xa, xb, weight, scale, B)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALISED_CELLS)
 def sum_cells(
     logits, logits_image, logits_class, logits_row, logits_column, low_height, low_width, label, label_image,
     label_class, label_row, label_column, label_height, label_width, where, mask, height, width, classes, scale,
@@ -567,7 +574,7 @@ def _spread(start, end, g, share):
     return start + g * (1 - share), end + g * share
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALISED_CELLS)
 def gradient_cells(
     logits, logits_image, logits_class, logits_row, logits_column, low_height, low_width, label, label_image,
     label_class, label_row, label_column, label_height, label_width, where, mask, height, width, classes, scale,
