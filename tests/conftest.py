@@ -27,4 +27,4 @@ def seed() -> None:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let small test images need many tiles of the chunked backend."""
-    monkeypatch.setattr("softjaccard.statistics.chunked.TILE_ELEMENTS", 64)
+    monkeypatch.setattr("softjaccard.statistics.tiles.TILE_ELEMENTS", 64)

@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import NoReturn
@@ -26,6 +27,16 @@ Every setting can be changed behind the config, for example:
 Ignored pixels are -100 in every batch, whatever id the files have for them: leave a loss's ignore_index as it is.
 Settings are listed by --print_config (behind the other options); --model.help CLASS and --data.help CLASS explain them,
 and help(softjaccard.TverskyLoss) in Python the options of a loss.
+"""
+
+_PREDICT_HELP = """\
+For the image a/b.jpg in an input folder, DIR gets masks/a/b.png with class ids (8-bit, or 16-bit with more than 256
+classes), colours/a/b.png, with --probabilities probabilities/a/b.safetensors (float16, classes x height x width), and
+for all images predict.json, which says how they were made and which class has which id and colour.
+
+Windows and scales count from the size the network was trained on: with data.scale 0.5 in the run, images are halved
+first, and the results brought back to the image's size. An image that cannot be read is named at the end, when the
+others are done, and the exit code is 2.
 """
 
 
@@ -111,7 +122,48 @@ def _build_parser() -> argparse.ArgumentParser:
     test.add_argument("output", metavar="RUN", type=Path, help="the run's folder")
     test.add_argument("--checkpoint", default="best", help="best (or last if there is none), last, or a file")
     test.set_defaults(run=_test)
+
+    report = commands.add_parser(
+        "report",
+        help="show what tests of one or more runs found, in one HTML file",
+        usage="softjaccard report RUN... [--output FILE]",
+        allow_abbrev=False,
+    )
+    report.add_argument(
+        "runs", metavar="RUN", type=Path, nargs="+", help="a run's folder; the first is what others are compared with"
+    )
+    report.add_argument("--output", type=Path, default=Path("report.html"), help="the HTML file (%(default)s)")
+    report.set_defaults(run=_report)
+    _add_predict(commands)
     return parser
+
+
+def _add_predict(commands: argparse._SubParsersAction[_Parser]) -> None:
+    predict = commands.add_parser(
+        "predict",
+        help="segment images with a trained network",
+        usage="softjaccard predict RUN INPUT [INPUT ...] --output DIR [options]",
+        epilog=_PREDICT_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    predict.add_argument("trained", metavar="RUN", type=Path, help="a run's folder, or a checkpoint file")
+    predict.add_argument("inputs", metavar="INPUT", nargs="+", type=Path, help="an image, or a folder with images")
+    predict.add_argument("--output", type=Path, required=True, help="folder for the results")
+    predict.add_argument("--checkpoint", help="best (or last if there is none; the default), last, or a file")
+    predict.add_argument(
+        "--window", nargs=2, type=int, metavar=("H", "W"), help="slide a window of this size (the whole image at once)"
+    )
+    predict.add_argument("--overlap", type=float, default=1 / 3, help="share of a window in the next (a third)")
+    predict.add_argument(
+        "--scales", nargs="+", type=float, default=[1.0], help="average over these scales of the image (1)"
+    )
+    predict.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    predict.add_argument("--decoding", default="argmax", help="argmax, rankseg-iou or rankseg-dice (%(default)s)")
+    predict.add_argument("--probabilities", action="store_true", help="write probabilities, too")
+    predict.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (%(default)s: a GPU if there is one)")
+    predict.add_argument("--overwrite", action="store_true", help="replace results that are there")
+    predict.set_defaults(run=_predict)
 
 
 def _demo(known: argparse.Namespace, settings: list[str]) -> None:
@@ -136,9 +188,50 @@ def _fit(known: argparse.Namespace, settings: list[str]) -> None:
 
 
 def _test(known: argparse.Namespace, settings: list[str]) -> None:
+    from softjaccard.evaluation.recorder import EvaluationRecorder
     from softjaccard.training import run
 
-    run.test(known.output, known.checkpoint, settings)
+    recorder = EvaluationRecorder()
+    result = run.test(known.output, known.checkpoint, settings, [recorder])
+    if recorder.save(known.output / "evaluation" / "test", result):
+        sys.stdout.write(f"Next: softjaccard report {known.output}\n")
+
+
+def _report(known: argparse.Namespace, settings: list[str]) -> None:
+    if settings:
+        raise InputError(f"unknown arguments: {' '.join(settings)} (see softjaccard report --help)")
+    from softjaccard.evaluation.report import write_report
+
+    write_report(known.runs, known.output)
+    sys.stdout.write(f"Written to {known.output}.\n")
+
+
+def _predict(known: argparse.Namespace, settings: list[str]) -> None:
+    if settings:
+        raise InputError(f"unknown arguments: {' '.join(settings)} (images go together, before the options)")
+    if known.checkpoint and known.trained.is_file():
+        raise InputError(f"--checkpoint is for a run's folder, but {known.trained} is a file itself.")
+    from softjaccard.evaluation.inference import InferenceSettings
+    from softjaccard.evaluation.prediction import find_device, predict_images
+    from softjaccard.training.run import load_run_network
+
+    window = tuple(known.window) if known.window else None
+    inference = InferenceSettings(window, known.overlap, tuple(known.scales), known.flip)
+    device = find_device(known.device)
+    trained = load_run_network(known.trained, known.checkpoint or "best")
+    predict_images(
+        trained.network.to(device),
+        known.inputs,
+        known.output,
+        settings=replace(inference, scales=tuple(trained.scale * scale for scale in inference.scales)),
+        decoding=known.decoding,
+        classes=trained.classes,
+        colours=trained.colours,
+        probabilities=known.probabilities,
+        device=device,
+        overwrite=known.overwrite,
+        record={"checkpoint": str(trained.checkpoint), "version": softjaccard.__version__},
+    )
 
 
 def _recipes() -> dict[str, Path]:

@@ -71,7 +71,7 @@ def test_infinite_weights_of_annotators_are_refused() -> None:
 
 
 def test_a_tile_of_one_pixel_leaves_the_gradient_of_the_sums_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("softjaccard.statistics.chunked.TILE_ELEMENTS", 12)  # 4 classes: tiles of 3, 3 and 1 pixels
+    monkeypatch.setattr("softjaccard.statistics.tiles.TILE_ELEMENTS", 12)  # 4 classes: tiles of 3, 3 and 1 pixels
     logits, label = torch.randn(1, 4, 7, dtype=torch.float64, requires_grad=True), torch.randint(4, (1, 7))
     gradients = [
         torch.autograd.grad(sj.jaccard_loss(logits, label, backend=backend), logits)[0]

@@ -47,14 +47,14 @@ def test_chunked_is_reference(
 def test_any_tile_and_image_size(
     size: tuple[int, ...], tile: int, activation: str | None, classes: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("softjaccard.statistics.chunked.TILE_ELEMENTS", tile)
+    monkeypatch.setattr("softjaccard.statistics.tiles.TILE_ELEMENTS", tile)
     for batch in (1, 4):
         compare(oracle.make_case(kind, activation, classes, size=size, batch=batch, mask="weights"), 1e-9)
 
 
 @pytest.mark.parametrize("kind", ["hard", "hard_usual", "teacher", "raters"])
 def test_tiles_of_the_real_size(kind: str) -> None:
-    elements = sj.statistics.chunked.TILE_ELEMENTS
+    elements = sj.statistics.tiles.TILE_ELEMENTS
     large = (300, elements // 900 + 7)  # with 4 classes a third more than a tile
     for size, batch, classes in ((large, 2, 4), ((3, 5), 150, 4)):
         compare(

@@ -46,6 +46,18 @@ def test_compiled_without_graph_breaks(
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_compiled_with_interpolation(backend: str, small_tiles: None) -> None:
+    loss = sj.CompoundLoss(sj.JaccardLoss(upsample="bilinear", backend=backend))
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for size in ((12, 16), (11, 13)):
+        logits, label = torch.randn(2, 5, 3, 4, requires_grad=True), torch.randint(5, (2, *size))
+        value, expected = compiled(logits, label), loss(logits, label)
+        oracle.close(value, expected, 1e-6)
+        slope, plain = (torch.autograd.grad(each, logits)[0] for each in (value, expected))
+        oracle.close(slope, plain, 1e-6)
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
 def test_compiled_with_labels_as_arguments(backend: str) -> None:
     compiled = torch.compile(sj.region_statistics, fullgraph=True, backend="aot_eager")
     for kind in ("hard", "smoothed", "teacher"):

@@ -13,7 +13,7 @@ import softjaccard as sj
 
 @pytest.fixture(autouse=True)
 def many_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("softjaccard.statistics.chunked.TILE_ELEMENTS", 64)
+    monkeypatch.setattr("softjaccard.statistics.tiles.TILE_ELEMENTS", 64)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

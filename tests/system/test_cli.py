@@ -27,7 +27,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
         (["--version"], [softjaccard.__version__]),
-        (["--help"], ["demo", "fit", "test"]),
+        (["--help"], ["demo", "fit", "test", "predict"]),
         (["fit", "--help"], ["camvid.yaml", "--model.loss softjaccard.CrossEntropyLoss", "--resume"]),
         (["test", "--help"], ["RUN", "best"]),
     ):

@@ -158,7 +158,7 @@ def test_a_run_without_validation(root: Path, tmp_path: Path, capsys: pytest.Cap
     assert [path.name for path in (output / "checkpoints").iterdir()] == ["last.ckpt"]
     # A value apart from its setting, before the run.
     assert main(["test", "--data.root", str(root), str(output)]) == 0
-    assert "last.ckpt is tested" in capsys.readouterr().out
+    assert "last.ckpt is used" in capsys.readouterr().out
 
 
 def test_logs_have_a_line_for_each_epoch(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from softjaccard.data.images import open_image
 from softjaccard.data.module import SegmentationData, Split
 from softjaccard.errors import InputError
 
@@ -100,7 +101,7 @@ class CamVid(Dataset[dict[str, Tensor]]):
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
         """Return the scaled image, uint8 (3, H, W), and label, uint8 (H, W)."""
         name = self.ids[index]
-        picture, mask = _open(self._image_path(name)).convert("RGB"), _open(self._label_path(name))
+        picture, mask = open_image(self._image_path(name)).convert("RGB"), open_image(self._label_path(name))
         if mask.mode not in ("L", "P"):
             raise InputError(f"{self._label_path(name)} has mode {mask.mode}; expected 8-bit class ids (L or P).")
         if picture.size != mask.size:
@@ -117,15 +118,6 @@ class CamVid(Dataset[dict[str, Tensor]]):
                 f"and {self.ignore_index} for unlabelled pixels."
             )
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), torch.from_numpy(ids)
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-        image.load()
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path} cannot be read as an image: {error}") from error
-    return image
 
 
 class CamVidData(SegmentationData):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -91,7 +91,7 @@ class _EvaluationImages(Dataset[Batch]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Batch:
-        return _with_common_ignore(self.dataset, index)
+        return {"index": torch.tensor(index), **_with_common_ignore(self.dataset, index)}
 
 
 def _with_common_ignore(dataset: SegmentationDataset, index: int) -> Batch:
@@ -104,7 +104,8 @@ class SegmentationData(LightningDataModule, ABC):
     """Batches for training, validation and test; a data set's own module says how its splits are opened.
 
     A batch is a dictionary of plain tensors: `image` float32 (B, 3, H, W) in [0, 1]; `label` int64 (B, H, W) with -100
-    where nothing counts, whatever id the files use; and what else the data set gives. Training images are shuffled,
+    where nothing counts, whatever id the files use; and what else the data set gives. Validation and test batches have
+    `index`, int64 (B,), the positions in the split. Training images are shuffled,
     flipped and cropped, all as a function of (seed, epoch, image); an incomplete last batch is left out. Validation and
     test images come whole. All are padded to `pad_multiple`.
 
@@ -185,6 +186,11 @@ class SegmentationData(LightningDataModule, ABC):
     def test_dataloader(self) -> DataLoader[Batch]:
         """Return the test images in order."""
         return self._evaluation_loader("test")
+
+    def test_batch(self, indices: Sequence[int]) -> Batch:
+        """Return some of the test images as a batch."""
+        images = _EvaluationImages(self.datasets["test"])
+        return collate_padded([images[index] for index in indices], self.pad_multiple)
 
     def _evaluation_loader(self, split: Split) -> DataLoader[Batch]:
         dataset = self.datasets[split]

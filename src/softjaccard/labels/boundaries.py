@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from softjaccard.labels.checks import describe, is_integer
 
 
-def _local_maximum(values: Tensor, kernel_size: int) -> Tensor:
+def local_maximum(values: Tensor, kernel_size: int) -> Tensor:
     """Maximum over a cube of ``kernel_size`` pixels a side, one axis after the other; outside the image is -inf."""
     for axis in range(1, values.ndim):
         moved = values.movedim(axis, -1)
@@ -55,6 +55,6 @@ def boundary(index: Tensor, kernel_size: int = 3, ignore_index: int = -100) -> T
     wide = index.to(torch.int64)
     # float32 holds class ids exactly up to 2**24, and max-pooling needs floats.
     values = wide.to(torch.float32)
-    near_ignored = _local_maximum((wide == ignore_index).to(torch.float32), kernel_size) > 0
-    mixed = _local_maximum(values, kernel_size) != -_local_maximum(-values, kernel_size)
+    near_ignored = local_maximum((wide == ignore_index).to(torch.float32), kernel_size) > 0
+    mixed = local_maximum(values, kernel_size) != -local_maximum(-values, kernel_size)
     return mixed & ~near_ignored

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from softjaccard.labels import LabelLike
 from softjaccard.labels.kinds import Activation
+from softjaccard.statistics.distributed import ProcessGroupLike, check_process_group, sum_over_ranks
 from softjaccard.statistics.region import (
     Backend,
     Gradient,
@@ -58,10 +61,12 @@ class StatisticsLoss(nn.Module, ABC):
         upsample: Upsample,
         align_corners: bool,
         backend: Backend,
+        process_group: ProcessGroupLike,
     ) -> None:
         """Keep the options of the pixel pass."""
         super().__init__()
         check_options(activation, temperature, gradient, ignore_index, upsample, backend)
+        check_process_group(process_group)
         self.register_buffer("class_weight", as_class_weight(class_weight))
         self.activation: Activation = activation
         self.temperature = temperature
@@ -70,6 +75,7 @@ class StatisticsLoss(nn.Module, ABC):
         self.upsample: Upsample = upsample
         self.align_corners = align_corners
         self.backend: Backend = backend
+        self.process_group: ProcessGroupLike = process_group
 
     @property
     @abstractmethod
@@ -79,6 +85,8 @@ class StatisticsLoss(nn.Module, ABC):
     @abstractmethod
     def from_statistics(self, statistics: RegionStatistics) -> Tensor:
         """The loss of pixels summed up already, in ``region_statistics(..., want=loss.want)``.
+
+        With a ``process_group`` of the pixels of all its ranks, each of which has to call this.
 
         Args:
             statistics: of any part of the pixels, or of several added up.
@@ -137,6 +145,12 @@ class StatisticsLoss(nn.Module, ABC):
         """
         return self.from_statistics(self.statistics(logits, label, mask, size=size))
 
+    def over_ranks(
+        self, statistics: RegionStatistics, sums: Mapping[str, Tensor] | None = None
+    ) -> tuple[RegionStatistics, dict[str, Tensor]]:
+        """The total of the images of all ranks, and other sums added up; this rank's own without a group."""
+        return sum_over_ranks(statistics.total(), sums or {}, self.process_group)
+
     def weight_for(self, statistic: Tensor) -> Tensor | None:
         """The class weights, checked to be as many as the statistic (B, C) has classes."""
         if self.class_weight is not None and len(self.class_weight) != statistic.shape[1]:
@@ -145,3 +159,23 @@ class StatisticsLoss(nn.Module, ABC):
                 f"{len(self.class_weight)}"
             )
         return self.class_weight
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StatisticsLoss:
+        """A copy in the same process group, which itself can't be copied."""
+        memo[id(self.process_group)] = self.process_group
+        copy = memo[id(self)] = self.__new__(type(self))
+        copy.__dict__.update(deepcopy(self.__dict__, memo))
+        return copy
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled.
+
+        Raises:
+            TypeError: the process group exists only in this process.
+        """
+        if not (self.process_group is None or isinstance(self.process_group, str)):
+            raise TypeError(
+                "process_group: a ProcessGroup belongs to this process and cannot be pickled; use 'world', or set "
+                "loss.process_group = None before and the group again after loading"
+            )
+        return self.__dict__

@@ -19,7 +19,7 @@ class CompoundLoss(StatisticsLoss):
     The weights 0.75 and 0.25 are those of the paper's configurations (arXiv 2302.05666).
 
     Args:
-        region: the region loss; its options of the pixel pass, from ``activation`` to ``backend``, hold for both.
+        region: the region loss; its options of the pixel pass, from ``activation`` to ``process_group``, hold for both.
         region_weight: factor of the region loss.
         cross_entropy_weight: factor of the cross-entropy; see :class:`~softjaccard.losses.CrossEntropyLoss`.
         class_weight: ``(C,)`` weights of the classes in the cross-entropy; the region loss has its own.
@@ -57,6 +57,7 @@ class CompoundLoss(StatisticsLoss):
             upsample=region.upsample,
             align_corners=region.align_corners,
             backend=region.backend,
+            process_group=region.process_group,
         )
         self.region = region
         self.region_weight = expect_number("region_weight", region_weight)
@@ -69,9 +70,10 @@ class CompoundLoss(StatisticsLoss):
 
     def from_statistics(self, statistics: RegionStatistics) -> Tensor:
         """See :meth:`StatisticsLoss.from_statistics`."""
-        terms = statistics["cross_entropy"]
-        cross_entropy = mean_over_labels(terms, statistics, self.weight_for(terms))
-        return self.region_weight * self.region.from_statistics(statistics) + self.cross_entropy_weight * cross_entropy
+        total, sums = self.over_ranks(statistics, self.region.sum_images(statistics))
+        terms = total["cross_entropy"]
+        cross_entropy = mean_over_labels(terms, total, self.weight_for(terms))
+        return self.region_weight * self.region.average(total, sums) + self.cross_entropy_weight * cross_entropy
 
     def extra_repr(self) -> str:
         """The weights."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from softjaccard.labels import LabelLike
 from softjaccard.labels.kinds import Activation
 from softjaccard.losses.base import StatisticsLoss
+from softjaccard.statistics.distributed import ProcessGroupLike
 from softjaccard.statistics.pixels import is_binary
 from softjaccard.statistics.region import Backend, RegionStatistics, Upsample
 
@@ -32,6 +33,7 @@ class CrossEntropyOptions(TypedDict, total=False):
     upsample: Upsample
     align_corners: bool
     backend: Backend
+    process_group: ProcessGroupLike
 
 
 def mean_over_labels(terms: Tensor, statistics: RegionStatistics, class_weight: Tensor | None) -> Tensor:
@@ -70,6 +72,9 @@ class CrossEntropyLoss(StatisticsLoss):
             :func:`~softjaccard.statistics.region_statistics`.
         align_corners: of the interpolation.
         backend: ``"auto"``, ``"chunked"``, ``"triton"`` or ``"reference"``.
+        process_group: the loss of the batches of several ranks joined, with DistributedDataParallel: the name
+            ``"world"`` (this process alone where torch.distributed is not initialised) or a
+            :class:`torch.distributed.ProcessGroup`. See :mod:`softjaccard.losses`.
 
     Example:
         >>> logits, label = torch.tensor([[[2.0, -1.0], [0.0, 1.0]]]), torch.tensor([[0, 1]])
@@ -89,6 +94,7 @@ class CrossEntropyLoss(StatisticsLoss):
         upsample: Upsample = None,
         align_corners: bool = False,
         backend: Backend = "auto",
+        process_group: ProcessGroupLike = None,
     ) -> None:
         """See the class."""
         super().__init__(
@@ -100,6 +106,7 @@ class CrossEntropyLoss(StatisticsLoss):
             upsample=upsample,
             align_corners=align_corners,
             backend=backend,
+            process_group=process_group,
         )
 
     @property
@@ -109,8 +116,9 @@ class CrossEntropyLoss(StatisticsLoss):
 
     def from_statistics(self, statistics: RegionStatistics) -> Tensor:
         """See :meth:`StatisticsLoss.from_statistics`."""
-        terms = statistics["cross_entropy"]
-        return mean_over_labels(terms, statistics, self.weight_for(terms))
+        total, _ = self.over_ranks(statistics)
+        terms = total["cross_entropy"]
+        return mean_over_labels(terms, total, self.weight_for(terms))
 
 
 class KLDivergenceLoss(CrossEntropyLoss):
@@ -134,8 +142,9 @@ class KLDivergenceLoss(CrossEntropyLoss):
 
     def from_statistics(self, statistics: RegionStatistics) -> Tensor:
         """See :meth:`StatisticsLoss.from_statistics`."""
-        terms = statistics["cross_entropy"] - statistics["label_entropy"]
-        return self.temperature**2 * mean_over_labels(terms, statistics, self.weight_for(terms))
+        total, _ = self.over_ranks(statistics)
+        terms = total["cross_entropy"] - total["label_entropy"]
+        return self.temperature**2 * mean_over_labels(terms, total, self.weight_for(terms))
 
 
 def cross_entropy(

@@ -11,7 +11,8 @@ from torch import Tensor
 from softjaccard.labels import LabelLike
 from softjaccard.labels.kinds import Activation
 from softjaccard.losses.base import StatisticsLoss, expect_number
-from softjaccard.statistics.reducer import PER, Per, reduce_classes
+from softjaccard.statistics.distributed import ProcessGroupLike
+from softjaccard.statistics.reducer import PER, Per, reduce_classes, reduce_sums, sum_images
 from softjaccard.statistics.region import Backend, Gradient, RegionStatistics, Upsample
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class RegionOptions(TypedDict, total=False):
     align_corners: bool
     reduction: Reduction
     backend: Backend
+    process_group: ProcessGroupLike
 
 
 class TverskyLoss(StatisticsLoss):
@@ -104,6 +106,9 @@ class TverskyLoss(StatisticsLoss):
         reduction: ``"mean"``, or ``"none"`` for the losses of the classes, ``(C,)`` per data set and ``(B, C)`` per
             image or class, 0 where inactive and without class weights.
         backend: ``"auto"``, ``"chunked"``, ``"triton"`` or ``"reference"``.
+        process_group: the loss of the batches of several ranks joined, with DistributedDataParallel: the name
+            ``"world"`` (this process alone where torch.distributed is not initialised) or a
+            :class:`torch.distributed.ProcessGroup`. See :mod:`softjaccard.losses`.
 
     Under half precision multiply the loss by a gradient scaler's factor, as usual: the gradient of a mean over many
     pixels underflows float16 otherwise.
@@ -141,6 +146,7 @@ class TverskyLoss(StatisticsLoss):
         align_corners: bool = False,
         reduction: Reduction = "mean",
         backend: Backend = "auto",
+        process_group: ProcessGroupLike = None,
     ) -> None:
         """See the class."""
         super().__init__(
@@ -152,6 +158,7 @@ class TverskyLoss(StatisticsLoss):
             upsample=upsample,
             align_corners=align_corners,
             backend=backend,
+            process_group=process_group,
         )
         self.alpha = expect_number("alpha", alpha)
         self.beta = expect_number("beta", beta)
@@ -181,14 +188,32 @@ class TverskyLoss(StatisticsLoss):
 
     def from_statistics(self, statistics: RegionStatistics) -> Tensor:
         """See :meth:`StatisticsLoss.from_statistics`; with ``reduction="none"`` the losses of the classes."""
+        if self.reduction == "mean":
+            return self.average(*self.over_ranks(statistics, self.sum_images(statistics)))
+        if "dataset" in self.per:
+            statistics, _ = self.over_ranks(statistics)
+        losses = torch.where(self._active(statistics), self._class_losses(statistics), 0.0)
+        return losses[0] if "dataset" in self.per else losses
+
+    def sum_images(self, statistics: RegionStatistics) -> dict[str, Tensor]:
+        """What the averages over images have to know of some of them, by the names in ``per``; sums of parts add."""
+        sums: dict[str, Tensor] = {}
+        for per in self.per:
+            if per != "dataset":
+                losses = self._class_losses(statistics)
+                sums[per] = sum_images(losses, self._active(statistics), per, self.weight_for(losses))
+        return sums
+
+    def average(self, total: RegionStatistics, sums: Mapping[str, Tensor]) -> Tensor:
+        """The loss from the total of all images and what :meth:`sum_images` knows of them."""
         results = []
         for per, weight in self.per.items():
-            region = statistics.total() if per == "dataset" else statistics
-            losses, active = self._class_losses(region), self._active(region)
-            if self.reduction == "none":
-                losses = torch.where(active, losses, 0.0)
-                return losses[0] if per == "dataset" else losses
-            results.append(weight * reduce_classes(losses, active, per, self.weight_for(losses)))
+            if per == "dataset":
+                losses = self._class_losses(total)
+                value = reduce_classes(losses, self._active(total), per, self.weight_for(losses))
+            else:
+                value = reduce_sums(sums[per], per, self.class_weight)
+            results.append(weight * value)
         return torch.stack(results).sum()
 
     def _class_losses(self, region: RegionStatistics) -> Tensor:

@@ -22,11 +22,16 @@ def kept_pixels(label: Tensor, spatial: tuple[int, ...], mask: Tensor | None, ig
         kept = torch.ones(spatial, dtype=torch.bool, device=label.device)
     if mask is None:
         return kept
+    check_mask(mask, spatial)
+    return kept & mask
+
+
+def check_mask(mask: Tensor, spatial: tuple[int, ...]) -> None:
+    """Raise a TypeError or ValueError unless the mask is boolean (B, *spatial)."""
     if mask.dtype != torch.bool:
         raise TypeError(f"mask: expected booleans of shape (B, *spatial) = {spatial}, got {describe(mask)}")
     if tuple(mask.shape) != spatial:
         raise ValueError(f"mask: expected shape (B, *spatial) = {spatial}, got {describe(mask)}")
-    return kept & mask
 
 
 def at_least_single(values: Tensor) -> Tensor:

@@ -1,177 +1,307 @@
-"""Fine-grained intersection over union: pooled over the data set, averaged over images, or over classes."""
+"""Fine-grained scores: accuracy, IoU and Dice, over the data set, over images, over classes, and of the worst images.
+
+After Wang et al., Revisiting evaluation metrics for semantic segmentation, arXiv 2310.19252.
+"""
 
 from __future__ import annotations
 
-from typing import Any, cast
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from softjaccard.labels.checks import describe, is_integer
-from softjaccard.metrics.inputs import check_ids, check_num_classes, kept_pixels
-from softjaccard.statistics.reducer import reduce_classes
+from softjaccard.metrics.counts import image_counts
+from softjaccard.metrics.table import CountsTable
+from softjaccard.statistics.reducer import Per, reduce_classes
+
+ActiveRule: TypeAlias = Literal["present", "predicted", "either", "all"]
+Classes: TypeAlias = ActiveRule | Sequence[int] | None
+
+FAMILIES = ("Acc", "IoU", "Dice")
+#: The quantiles, in percent, over which the worst-case scores are averaged.
+DECILES = tuple(range(10, 101, 10))
+_PER: dict[str, Per] = {"D": "dataset", "I": "image", "C": "class"}
+_NAME = re.compile(r"m(Acc|IoU|Dice)_(?:(D)|([IC])(?:_worst(_mean|\d+(?:\.\d+)?))?)")
 
 
-def image_counts(
-    predictions: Tensor, label: Tensor, num_classes: int, *, mask: Tensor | None = None, ignore_index: int = -100
-) -> Tensor:
-    """True positives, false positives and false negatives of every image and class, in pixels.
+@dataclass(frozen=True)
+class Score:
+    """One score of a table of counts; see :func:`fine_grained_iou`, whose names and options it has."""
 
-    Args:
-        predictions: logits or probabilities, float ``(B, C, *spatial)``, of which the largest counts; or class ids,
-            integer ``(B, *spatial)``.
-        label: integer class ids ``(B, *spatial)``.
-        num_classes: C, at least 2.
-        mask: boolean ``(B, *spatial)``; pixels where it is false do not count.
-        ignore_index: pixels with this label do not count, whatever is predicted there.
+    name: str
+    family: str
+    per: Per
+    worst: tuple[float, ...] = ()
+    classes: Classes = None
+    binary: bool = False
 
-    Returns:
-        int64 ``(B, C, 3)``, the last dimension tp, fp, fn.
+    @classmethod
+    def parse(cls, name: str, num_classes: int, classes: Classes = None, binary: bool = False) -> Score:
+        """The score of this name, for tables of so many classes.
 
-    Raises:
-        TypeError: ``label`` is not integer, or ``mask`` not boolean.
-        ValueError: shapes differ, or a pixel that counts has an id that is no class.
+        Raises:
+            ValueError: There is none, or an option is unknown.
+        """
+        _check_classes(classes, binary, num_classes)
+        if name == "Acc":
+            return cls(name, "Acc", "dataset")
+        found = _NAME.fullmatch(name)
+        if not found:
+            raise ValueError(
+                f"score: expected Acc, or mAcc, mIoU or mDice with _D, _I or _C, of which the last two may go on with "
+                f"_worst5 (or another percentage) or _worst_mean, such as mIoU_I_worst5; got {name!r}"
+            )
+        family, dataset, other, worst = found.groups()
+        quantiles = DECILES if worst == "_mean" else (float(worst),) if worst else ()
+        _check_quantiles(quantiles)
+        return cls(name, family, _PER[dataset or other], quantiles, classes, binary)
 
-    Example:
-        >>> image_counts(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 0, 255]]), 2, ignore_index=255)
-        tensor([[[1, 0, 1],
-                 [0, 1, 0]]])
-    """
-    check_num_classes(num_classes)
-    if not is_integer(label):
-        raise TypeError(
-            f"label: expected integer class ids (B, *spatial), got {describe(label)}; "
-            "IoU needs one class for each pixel, such as label.argmax(1) of a distribution"
-        )
-    spatial = tuple(label.shape)
-    kept = kept_pixels(label, spatial, mask, ignore_index)
-    check_ids("label", label, kept, num_classes)
-    ids = _predicted_ids(predictions, spatial, num_classes, kept)
-    if ids is predictions:
-        check_ids("predictions", ids, kept, num_classes)
-    # A narrow type makes counting several times faster; ids that overflow it are at pixels that do not count.
-    narrow = torch.int16 if num_classes**2 <= torch.iinfo(torch.int16).max else torch.int32
-    cells = torch.where(kept, label.to(narrow) * num_classes + ids.to(narrow), num_classes**2)
-    matrices = [torch.bincount(image.flatten(), minlength=num_classes**2 + 1)[:-1] for image in cells]
-    if not matrices:
-        return torch.zeros((0, num_classes, 3), dtype=torch.int64, device=label.device)
-    confusion = torch.stack(matrices).reshape(-1, num_classes, num_classes)
-    hits = confusion.diagonal(dim1=1, dim2=2)
-    return torch.stack((hits, confusion.sum(1) - hits, confusion.sum(2) - hits), -1)
+    def terms(self, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """The values that are averaged, and which of them count, ``(N, C)``; N is 1 per data set."""
+        return self.values(counts.sum(0, keepdim=True) if self.per == "dataset" else counts)
+
+    def values(self, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of counts ``(..., C, 3)`` that are summed up as far as needed, ``(..., C)``."""
+        if self.name == "Acc":
+            counts = counts.sum(-2, keepdim=True)
+        return ratio(counts, self.family), self._active(counts)
+
+    def reduce(self, values: Tensor, active: Tensor) -> Tensor:
+        """The average of the terms, a scalar."""
+        if not self.worst:
+            return reduce_classes(values, active, self.per)
+        if self.per == "image":
+            values, active = _means(values, active, 1).unsqueeze(1), active.any(1, keepdim=True)
+        return reduce_classes(_lowest(values, active, self.worst), active.any(0, keepdim=True), "dataset")
+
+    def of(self, counts: Tensor) -> Tensor:
+        """The score of a table ``(N, C, 3)`` of at least one image, a scalar."""
+        return self.reduce(*self.terms(counts))
+
+    def _active(self, counts: Tensor) -> Tensor:
+        """Which class of which image enters the average."""
+        present = counts[..., 0] + counts[..., 2] > 0
+        if self.name == "Acc":
+            return present
+        if self.binary:
+            active = active_classes(counts, [1])
+            if self.per != "image":
+                active = active & active_classes(counts, "either")
+        else:
+            default: ActiveRule = "either" if self.per == "dataset" else "present"
+            active = active_classes(counts, default if self.classes is None else self.classes)
+        # Without a label there is no share of it that is found.
+        return active & present if self.family == "Acc" else active
 
 
-def _predicted_ids(predictions: Tensor, spatial: tuple[int, ...], num_classes: int, kept: Tensor) -> Tensor:
-    """The predicted class of every pixel, (B, *spatial)."""
-    scores = (*spatial[:1], num_classes, *spatial[1:])
-    if is_integer(predictions) and tuple(predictions.shape) == spatial:
-        return predictions
-    if predictions.is_floating_point() and tuple(predictions.shape) == scores:
-        largest, ids = predictions.max(1)
-        if bool((largest.isnan() & kept).any()):
-            raise ValueError("predictions: expected numbers, found NaN; the network's output may have diverged")
-        return ids
-    raise ValueError(
-        f"predictions: expected floats of shape (B, C, *spatial) = {scores} or integers of shape (B, *spatial) = "
-        f"{spatial} for this label, got {describe(predictions)}"
-    )
+def ratio(counts: Tensor, family: str) -> Tensor:
+    """Accuracy tp / (tp + fn), IoU tp / (tp + fp + fn) or Dice 2 tp / (2 tp + fp + fn); 0 / 0 is 1, as in losses."""
+    hits, false_positive, false_negative = counts.double().unbind(-1)
+    if family == "Dice":
+        hits = 2 * hits
+    total = hits + false_negative if family == "Acc" else hits + false_positive + false_negative
+    return torch.where(total > 0, hits / total.clamp(min=1), 1.0)
 
 
-def fine_grained_iou(counts: Tensor) -> dict[str, Tensor]:
-    """Averages of IoU = tp / (tp + fp + fn) from a table of counts, after Wang et al., arXiv 2310.19252.
+def active_classes(counts: Tensor, classes: ActiveRule | Sequence[int]) -> Tensor:
+    """Which class of which row of counts ``(..., C, 3)`` the rule takes; none where no pixel counts."""
+    hits, false_positive, false_negative = counts.unbind(-1)
+    present, predicted = hits + false_negative > 0, hits + false_positive > 0
+    if classes == "present":
+        return present
+    if classes == "predicted":
+        return predicted
+    if classes == "either":
+        return present | predicted
+    counted = present.any(-1, keepdim=True).expand_as(present)
+    if classes == "all":
+        return counted
+    listed = torch.zeros(counts.shape[-2], dtype=torch.bool, device=counts.device)
+    listed[list(classes)] = True
+    return counted & listed
+
+
+def _means(values: Tensor, active: Tensor, dim: int) -> Tensor:
+    """Means of the active values ``(N, C)`` along a dimension; 0 where there is none."""
+
+    def mean(some: Tensor, of_these: Tensor) -> Tensor:
+        return reduce_classes(some.unsqueeze(0), of_these.unsqueeze(0), "dataset")
+
+    return torch.vmap(mean, in_dims=1 - dim)(values, active)
+
+
+def _lowest(values: Tensor, active: Tensor, quantiles: Sequence[float]) -> Tensor:
+    """Mean of the lowest max(1, floor(q % n)) of each column's n active values ``(N, K)``, then over q; ``(1, K)``."""
+    number = active.sum(0, keepdim=True)
+    sums = torch.where(active, values, torch.inf).sort(0).values.cumsum(0)
+    taken = [(number * quantile / 100).floor().long().clamp(min=1) for quantile in quantiles]
+    lowest = torch.cat([sums.gather(0, count - 1) / count for count in taken]).mean(0, keepdim=True)
+    return torch.where(number > 0, lowest, 0.0)
+
+
+def score_names(quantiles: Sequence[float] = (1, 5)) -> Iterator[str]:
+    """The names of all scores, with these quantiles in percent."""
+    yield "Acc"
+    for family in FAMILIES:
+        yield f"m{family}_D"
+        for per in ("I", "C"):
+            yield f"m{family}_{per}"
+            yield from (f"m{family}_{per}_worst{quantile:g}" for quantile in quantiles)
+            yield f"m{family}_{per}_worst_mean"
+
+
+def fine_grained_iou(
+    counts: Tensor, *, classes: Classes = None, binary: bool = False, quantiles: Sequence[float] = (1, 5)
+) -> dict[str, Tensor]:
+    """The scores of a table of counts, after Wang et al., arXiv 2310.19252.
+
+    With accuracy (tp / (tp + fn)), IoU (tp / (tp + fp + fn)) and Dice (2 tp / (2 tp + fp + fn)) of a class:
+
+    - ``mIoU_D``: counts summed over the data set, IoU of each class, mean over classes;
+    - ``mIoU_I``: IoU of each image and class, mean over an image's classes, then over images;
+    - ``mIoU_C``: mean over the images of a class, then over classes;
+    - ``mIoU_I_worst5``: mean over the lowest 5 % of the image values, that is over max(1, floor(5 % of n)) of n; the
+      number is each of ``quantiles``;
+    - ``mIoU_C_worst5``: for each class the mean over the lowest 5 % of its values in images, then over classes;
+    - ``mIoU_I_worst_mean`` and ``mIoU_C_worst_mean``: mean of the worst-case scores at 10, 20, ..., 100 %;
+    - ``IoU_D`` and ``IoU_C``: ``(C,)``, what mIoU_D and mIoU_C average over classes, 0 where a class is left out;
+    - the same for ``Acc`` and ``Dice``;
+    - ``Acc``: share of all pixels that are predicted right;
+    - ``active_D`` and ``active_C``: boolean ``(C,)``, which classes mIoU_D and mIoU_C, and Dice, are averaged over.
+
+    A class without pixels in the whole set is left out of all averages, and false in ``active_D`` and ``active_C``. An
+    accuracy counts only for classes in the label. A mean of nothing is 0.
 
     Args:
         counts: ``(N, C, 3)``, tp, fp and fn of every image and class, as from :func:`image_counts`.
+        classes: which classes count: ``"present"`` in the label, ``"predicted"``, ``"either"``, ``"all"``, or a list of
+            ids; in the whole set for D, in the image for I and C. None: either for D, as in torchmetrics, and present
+            for I and C. A class that counts without being predicted or labelled has the score 1.
+        binary: whether only class 1 of two counts. Every image with pixels then enters I, and one in which class 1 is
+            neither predicted nor labelled scores 1 in IoU and Dice, as in the authors' code; D and C leave it out.
+            ``Acc`` is still over the pixels of both classes.
+        quantiles: of the worst-case scores, in percent.
 
     Returns:
-        Fractions in float64:
+        Fractions in float64.
 
-        - ``mIoU_D``: counts summed over the data set, IoU of each class, mean over the classes that are predicted or
-          labelled anywhere (as torchmetrics does);
-        - ``mIoU_I``: mean over an image's classes, those present in its label, then over images;
-        - ``mIoU_C``: mean over the images whose label has the class, then over classes;
-        - ``IoU_D``: ``(C,)``, the terms of mIoU_D, and ``active_D``: boolean ``(C,)``, which of them count; IoU_D is 0
-          where none is predicted or labelled.
-
-        A mean of nothing is 0.
+    Raises:
+        TypeError: ``counts`` are not integers.
+        ValueError: they have another shape, or an option is unknown or out of range.
 
     Example:
         >>> scores = fine_grained_iou(torch.tensor([[[8, 0, 2], [0, 2, 0], [0, 0, 0]]]))
         >>> scores["mIoU_D"].item(), scores["mIoU_I"].item(), scores["active_D"].tolist()
         (0.4, 0.8, [True, True, False])
     """
-    if not len(counts):
-        counts = counts.new_zeros((1, *counts.shape[1:]))  # an image without pixels counts nowhere
-    total = counts.sum(0, keepdim=True)
-    active = total.sum(-1) > 0
-    present = counts[..., 0] + counts[..., 2] > 0
-    pooled, by_image = _iou(total), _iou(counts)
-    return {
-        "mIoU_D": reduce_classes(pooled, active, "dataset"),
-        "mIoU_I": reduce_classes(by_image, present, "image"),
-        "mIoU_C": reduce_classes(by_image, present, "class"),
-        "IoU_D": pooled[0],
-        "active_D": active[0],
-    }
+    counts = check_counts("counts", counts)
+    _check_quantiles(quantiles)
+    scores = {name: Score.parse(name, counts.shape[1], classes, binary).of(counts) for name in score_names(quantiles)}
+    for family in FAMILIES:
+        for per in ("D", "C"):
+            values, active = Score.parse(f"m{family}_{per}", counts.shape[1], classes, binary).terms(counts)
+            scores |= {f"{family}_{per}": _means(values, active, 0), f"active_{per}": active.any(0)}
+    return scores
 
 
-def _iou(counts: Tensor) -> Tensor:
-    return counts[..., 0].double() / counts.sum(-1).clamp(min=1)
+def table_score(counts: Tensor, score: str, *, classes: Classes = None, binary: bool = False) -> Tensor:
+    """One score of a table of counts, by its name; see :func:`fine_grained_iou`.
+
+    Example:
+        >>> table_score(torch.tensor([[[3, 0, 1], [2, 1, 0]]]), "mDice_D")
+        tensor(0.8286, dtype=torch.float64)
+    """
+    counts = check_counts("counts", counts)
+    return Score.parse(score, counts.shape[1], classes, binary).of(counts)
 
 
-class FineGrainedIoU(Metric):
-    """mIoU^D, mIoU^I and mIoU^C; see :func:`fine_grained_iou` for their meaning.
+def check_counts(name: str, counts: Tensor) -> Tensor:
+    """The table; one image without pixels, which counts nowhere, if it has none.
 
-    Keeps tp, fp and fn of every image and class in one int64 table, which is gathered over ranks; nothing else grows.
+    Raises:
+        TypeError: It is not of integers.
+        ValueError: It has another shape than (N, C, 3).
+    """
+    if not is_integer(counts):
+        raise TypeError(f"{name}: expected integers (N, C, 3), got {describe(counts)}")
+    if counts.ndim != 3 or counts.shape[2] != 3:
+        raise ValueError(f"{name}: expected tp, fp, fn of each image and class, (N, C, 3), got {describe(counts)}")
+    return counts if len(counts) else counts.new_zeros((1, *counts.shape[1:]))
+
+
+def _check_classes(classes: Classes, binary: bool, num_classes: int) -> None:
+    if binary and classes is not None:
+        raise ValueError(f"classes: expected None where binary=True takes class 1 alone, got {classes!r}")
+    if binary and num_classes != 2:
+        raise ValueError(f"binary: expected 2 classes, got {num_classes}")
+    if classes is None or classes in get_args(ActiveRule):
+        return
+    if isinstance(classes, str) or not classes or not all(isinstance(i, int) and i >= 0 for i in classes):
+        raise ValueError(
+            f"classes: expected one of {', '.join(map(repr, get_args(ActiveRule)))}, a list of class ids, or None, got "
+            f"{classes!r}"
+        )
+    if max(classes) >= num_classes:
+        raise ValueError(f"classes: expected ids below the number of classes {num_classes}, got {list(classes)}")
+
+
+def _check_quantiles(quantiles: Sequence[float]) -> None:
+    if not all(0 < quantile <= 100 for quantile in quantiles):
+        raise ValueError(f"quantiles: expected percentages over 0 and up to 100, got {list(quantiles)}")
+
+
+class FineGrainedIoU(CountsTable):
+    """Accuracy, IoU and Dice for D, I and C, with the worst cases; see :func:`fine_grained_iou` for their meaning.
+
+    Keeps tp, fp and fn of every image and class in one int64 table with the images' ids, which is gathered over ranks;
+    it grows by images x (3 C + 1) x 8 bytes, and nothing else does. :meth:`table` gives it out.
 
     Args:
         num_classes: C, at least 2.
         ignore_index: pixels with this label do not count.
+        classes: as in :func:`fine_grained_iou`.
+        binary: likewise; needs C = 2.
+        quantiles: likewise.
         **options: of :class:`torchmetrics.Metric`.
 
     Raises:
-        ValueError: ``num_classes`` is less than 2.
+        ValueError: ``num_classes`` is less than 2, or an option is unknown or out of range.
 
     Example:
         >>> metric = FineGrainedIoU(num_classes=2, ignore_index=255)
-        >>> metric.update(torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 0, 0, 255]]))
-        >>> metric.update(torch.tensor([[1, 1]]), torch.tensor([[1, 1]]))
+        >>> metric.update(torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 0, 0, 255]]), image_ids=[7])
+        >>> metric.update(torch.tensor([[1, 1]]), torch.tensor([[1, 1]]), image_ids=[3])
         >>> {name: round(metric.compute()[name].item(), 3) for name in ("mIoU_D", "mIoU_I", "mIoU_C")}
         {'mIoU_D': 0.667, 'mIoU_I': 0.833, 'mIoU_C': 0.833}
+        >>> counts, ids = metric.table()
+        >>> ids
+        tensor([3, 7])
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    counts: list[Tensor] | Tensor
-
-    def __init__(self, num_classes: int, ignore_index: int = -100, **options: Any) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        ignore_index: int = -100,
+        *,
+        classes: Classes = None,
+        binary: bool = False,
+        quantiles: Sequence[float] = (1, 5),
+        **options: Any,
+    ) -> None:
         """See the class."""
-        super().__init__(**options)
-        check_num_classes(num_classes)
-        self.num_classes, self.ignore_index = num_classes, ignore_index
-        self.add_state("counts", default=[], dist_reduce_fx="cat")
+        super().__init__(num_classes, ignore_index, **options)
+        _check_classes(classes, binary, num_classes)
+        _check_quantiles(quantiles)
+        self.classes, self.binary, self.quantiles = classes, binary, tuple(quantiles)
 
-    def update(self, predictions: Tensor, label: Tensor, mask: Tensor | None = None) -> None:
-        """Add the images of a batch; arguments as in :func:`image_counts`."""
-        counts = image_counts(predictions, label, self.num_classes, mask=mask, ignore_index=self.ignore_index)
-        cast(list[Tensor], self.counts).append(counts)
+    def counts(self, predictions: Tensor, label: Tensor, mask: Tensor | None) -> Tensor:
+        """See :func:`image_counts`."""
+        return image_counts(predictions, label, self.num_classes, mask=mask, ignore_index=self.ignore_index)
 
     def compute(self) -> dict[str, Tensor]:
         """Return the scores; see :func:`fine_grained_iou`."""
-        return fine_grained_iou(self.table)
-
-    @property
-    def table(self) -> Tensor:
-        """int64 (images, C, 3): tp, fp, fn of the images that this rank has seen, or of all after a sync."""
-        return dim_zero_cat(self.counts) if len(self.counts) else self._no_images()
-
-    def sync(self, *arguments: Any, **options: Any) -> None:
-        """Gather the tables of all ranks; one without images takes part with an empty table of the right shape."""
-        if isinstance(self.counts, list) and not self.counts:
-            self.counts.append(self._no_images())
-        super().sync(*arguments, **options)
-
-    def _no_images(self) -> Tensor:
-        return torch.zeros((0, self.num_classes, 3), dtype=torch.int64, device=self.device)
+        return fine_grained_iou(self.table()[0], classes=self.classes, binary=self.binary, quantiles=self.quantiles)

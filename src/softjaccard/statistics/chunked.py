@@ -1,34 +1,27 @@
 """The backend with constant extra memory: a tile of pixels at a time, on any device.
 
 The forward pass sums up tiles and keeps nothing; the backward pass computes each tile's probabilities again and writes
-the gradient of its logits. Both are opaque operators, so that torch.compile leaves them whole.
+the gradient of its logits.
+
+Under softmax, the usual case, a tile is worked on in memory that its thread keeps for the next one.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import product
-from math import prod
-from threading import Lock
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from softjaccard.labels.checks import ValueCheck, describe
+from softjaccard.labels.checks import ValueCheck
 from softjaccard.labels.kinds import (
-    Activation,
-    DenseLabel,
     HardLabel,
     Label,
     LabelOptions,
-    RaterLabel,
     Resolved,
-    SmoothedLabel,
     TeacherLabel,
     class_ids,
     probabilities,
 )
+from softjaccard.statistics.operators import DIFFERENTIABLE, make_backend
 from softjaccard.statistics.pixels import (
     FIELDS,
     SMALLEST_PROBABILITY,
@@ -40,95 +33,11 @@ from softjaccard.statistics.pixels import (
     sum_dtype,
     sum_pixels,
 )
-
-#: Logits in a tile on the CPU: small enough for a core's caches, large enough to outweigh Python.
-TILE_ELEMENTS = 2**18
-#: On other devices a tile has to outweigh the launches of its kernels, some 0.1 ms; estimated, not measured.
-DEVICE_TILE_ELEMENTS = 2**23
+from softjaccard.statistics.tiles import Interpolation, Tile, Tiles, Workspace
 
 #: What a hard label under softmax yields without a dense tile of it.
 _HARD_FIELDS = frozenset(FIELDS) - {"prediction_square", "prediction_peak"}
-#: The statistics through which a gradient flows.
-_DIFFERENTIABLE = ("prediction", "overlap", "cross_entropy", "product", "prediction_square")
-
-#: More would wait for Python's lock, and each needs memory for a tile.
-MOST_THREADS = 8
-
-Tile = tuple[slice, ...]
-Result = TypeVar("Result")
-
-
-def tiles(logits: Tensor) -> Iterator[Tile]:
-    """Cut ``(B, C, *spatial)`` into tiles of at most so many elements: several small images, or a part of one."""
-    images, channels, *spatial = logits.shape
-    elements = TILE_ELEMENTS if logits.device.type == "cpu" else DEVICE_TILE_ELEMENTS
-    budget = max(1, elements // channels)
-    if prod(spatial) <= budget:
-        step = budget // prod(spatial)
-        whole = (slice(None),) * len(spatial)
-        yield from ((slice(start, start + step), *whole) for start in range(0, images, step))
-        return
-    # The first axis whose rows fit is cut into bands; the axes before it are walked through one by one.
-    axis = next(axis for axis in range(len(spatial)) if prod(spatial[axis + 1 :]) <= budget)
-    step = budget // prod(spatial[axis + 1 :])
-    inner = (slice(None),) * (len(spatial) - axis - 1)
-    for outer in product(range(images), *map(range, spatial[:axis])):
-        fixed = tuple(slice(position, position + 1) for position in outer)
-        yield from ((*fixed, slice(start, start + step), *inner) for start in range(0, spatial[axis], step))
-
-
-class _OneThreadEach:
-    """While entered, torch's operators use one thread each; several callers may be inside at a time."""
-
-    def __init__(self) -> None:
-        self._lock, self._inside, self._threads = Lock(), 0, 1
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._threads = torch.get_num_threads()
-                torch.set_num_threads(1)
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                torch.set_num_threads(self._threads)
-
-
-_one_thread_each = _OneThreadEach()
-
-
-def _for_each_tile(logits: Tensor, work: Callable[[Tile], Result]) -> Iterator[Result]:
-    """The results of all tiles, in order.
-
-    On the CPU each thread works on tiles of its own. Threads that shared every small operator of a tile would wait for
-    each other some thousand times, which takes milliseconds each where a neighbour keeps a core busy.
-    """
-    everything = list(tiles(logits))
-    threads = min(torch.get_num_threads(), MOST_THREADS, len(everything)) if logits.device.type == "cpu" else 1
-
-    def without_graph(tile: Tile) -> Result:
-        with torch.no_grad():  # a new thread starts with gradients on
-            return work(tile)
-
-    if threads == 1:
-        yield from map(without_graph, everything)
-        return
-    with _one_thread_each, ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(without_graph, everything)
-
-
-def _with_channels(tile: Tile) -> Tile:
-    return (tile[0], slice(None), *tile[1:])
-
-
-def _cut(tensor: Tensor, tile: Tile) -> Tensor:
-    """A tile of ``(B, *spatial)`` as (b, n), or of ``(B, K, *spatial)`` as (b, K, n); a view where strides allow."""
-    if tensor.ndim == len(tile):
-        return tensor[tile].flatten(1)
-    return tensor[_with_channels(tile)].flatten(2)
+_SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
 # --- Hard labels under softmax: no dense tile of the label -----------------------------------------------------------
@@ -144,69 +53,157 @@ class _ClassIds(HardLabel):
 
 
 def _sum_by_class(values: Tensor, ids: Tensor, classes: int) -> Tensor:
-    """Sums (b, C) of values (b, 1, n) over the pixels of each class, in float64 or the values' dtype."""
+    """Sums (b, k, C) of k values (b, k, n) over the pixels of each class, in float64 or the values' dtype."""
     if values.device.type != "cpu":
-        # bincount would stall an accelerator, and index_add_ there adds in no fixed order.
+        # scatter_add_ on an accelerator adds in no fixed order.
         hit = ids == torch.arange(classes, device=ids.device)[:, None]
-        return torch.where(hit, values, 0.0).sum(2)
-    offset = torch.arange(0, len(ids) * classes, classes)[:, None, None]
-    sums = torch.bincount((ids + offset).flatten(), values.double().flatten(), minlength=len(ids) * classes)
-    return sums.view(len(ids), classes)
+        return torch.stack([torch.where(hit, values[:, i : i + 1], 0.0).sum(2) for i in range(values.shape[1])], 1)
+    sums = torch.zeros((*values.shape[:2], classes), dtype=torch.float64)
+    return sums.scatter_add_(2, ids.expand_as(values), values.double())
 
 
-def _sum_hard(pixels: Pixels, options: Options) -> dict[str, Tensor]:
+def _minus_log_label(logits: Tensor, p: Tensor, p_label: Tensor, ids: Tensor) -> Tensor:
+    """-log p of the label (b, 1, n), exact where p underflows."""
+    if logits.device.type != "cpu":
+        # Without a look at the values: log(sum(exp(logits))) = largest logit - log(largest p).
+        return logits.amax(1, keepdim=True) - p.amax(1, keepdim=True).log() - logits.gather(1, ids)
+    result = -p_label.log()
+    if p_label.amin() < _SMALLEST_NORMAL:
+        image, pixel = (p_label[:, 0] < _SMALLEST_NORMAL).nonzero(as_tuple=True)
+        label = logits[image, ids[image, 0, pixel], pixel]
+        result[image, 0, pixel] = logits[image, :, pixel].logsumexp(1) - label
+    return result
+
+
+def _sum_hard(pixels: Pixels, options: Options, workspace: Workspace) -> dict[str, Tensor]:
     """Like :func:`sum_pixels`; the pixels' label holds class ids (b, 1, n)."""
     logits, ids, weight = pixels
-    classes = logits.shape[1]
-    p = torch.softmax(logits, 1)
-    weights = torch.ones_like(logits[:, :1]) if weight is None else weight
-    at_label = p.gather(1, ids) * weights
-    sums = {"label": _sum_by_class(weights, ids, classes), "overlap": _sum_by_class(at_label, ids, classes)}
-    sums["product"], sums["label_square"] = sums["overlap"], sums["label"]
-    sums["label_entropy"] = torch.zeros_like(sums["label"])
-    # NaN, the weight of an invalid pixel, stays NaN.
-    sums["label_peak"] = torch.where(sums["label"] > 0, 1.0, 0 * sums["label"])
-    sums["pixels"] = count_pixels(pixels)
+    p = _softmax(logits, workspace)
+    p_label = p.gather(1, ids)
+    values = [torch.ones_like(p_label), p_label]
     if "cross_entropy" in options.want:
-        # log(sum(exp(logits))) = largest logit - log(largest p), exact where p of the label underflows.
-        log_total = logits.amax(1, keepdim=True) - p.amax(1, keepdim=True).log()
-        sums["cross_entropy"] = _sum_by_class((log_total - logits.gather(1, ids)) * weights, ids, classes)
-    sums["prediction"] = (p if weight is None else p.mul_(weight)).sum(2)
-    return {name: sums[name] for name in options.want}
+        values.append(_minus_log_label(logits, p, p_label, ids))
+    at_label = torch.cat(values, 1)
+    if weight is not None:
+        at_label.mul_(weight)
+        p.mul_(weight)
+    label, overlap, *cross_entropy = _sum_by_class(at_label, ids, logits.shape[1]).unbind(1)
+    formulas = {
+        "prediction": lambda: p.sum(2),
+        "label": lambda: label,
+        "label_square": lambda: label,
+        "label_peak": lambda: torch.sign(label),  # NaN, the weight of an invalid pixel, stays NaN
+        "label_entropy": lambda: torch.zeros_like(label),
+        "overlap": lambda: overlap,
+        "product": lambda: overlap,
+        "cross_entropy": lambda: cross_entropy[0],
+        "pixels": lambda: count_pixels(pixels),
+    }
+    return {name: formulas[name]() for name in options.want}
 
 
-def _gradient_hard(pixels: Pixels, gradients: dict[str, Tensor], options: Options) -> Tensor:
-    """Like :func:`_gradient_dense`; the pixels' label holds class ids (b, 1, n)."""
-    logits, ids, weight = pixels
-    p = torch.softmax(logits, 1)
+def _slope_hard(pixels: Pixels, p: Tensor, gradients: dict[str, Tensor], options: Options) -> Tensor:
+    """Like :func:`_slope_dense`; the pixels' label holds class ids (b, 1, n)."""
+    logits, ids, _ = pixels
 
     def at_label(values: Tensor) -> Tensor:
         return values.gather(1, ids[:, 0]).unsqueeze(1)
 
-    slope = torch.empty_like(p).copy_(gradients["prediction"].unsqueeze(2))
     p_label = p.gather(1, ids)
-    overlap = at_label(gradients["overlap"]) * torch.where(p_label == 1, 0.5, 1.0)  # a tie, by rounding
-    slope.scatter_add_(1, ids, overlap + at_label(gradients["product"]))
+    slope = torch.mul(p, gradients["prediction"].unsqueeze(2), out=logits)
+    # p = 1 at the label is a tie by rounding only, and no gradient goes through the softmax there.
+    own = at_label(gradients["overlap"] + gradients["product"])
     if options.error_scaled:
-        scaled = slope.gather(1, ids) * (1 - p_label)
-        slope.mul_(p).scatter_(1, ids, scaled)
-    gradient = _through_softmax(slope, p)
+        slope.mul_(p)
+        prediction = at_label(gradients["prediction"])
+        own = (own + prediction) * (1 - p_label) - prediction * p_label
+    return slope.scatter_add_(1, ids, p_label * own - at_label(gradients["cross_entropy"]))
+
+
+# --- Every label under softmax ----------------------------------------------------------------------------------------
+
+
+def _softmax(logits: Tensor, workspace: Workspace) -> Tensor:
+    p = workspace.take("probabilities", tuple(logits.shape), logits)
+    return torch.ops.aten._softmax.out(logits, 1, False, out=p)  # type: ignore[no-any-return]
+
+
+def _sum_dense(pixels: Pixels, options: Options, workspace: Workspace) -> dict[str, Tensor]:
+    """:func:`sum_pixels` under softmax, in the workspace."""
+    logits, label, weight = pixels
+    p = _softmax(logits, workspace)
+    terms = workspace.take("terms", tuple(logits.shape), logits)
+    plain = replace(options, want=tuple(name for name in options.want if name.endswith("peak")))
+    sums = sum_pixels(Pixels(p, label, weight), replace(plain, activation=None)) if plain.want else {}
+
+    def total(values: Tensor) -> Tensor:
+        return (values if weight is None else torch.mul(values, weight, out=terms)).sum(2)
+
+    def cross_entropy() -> Tensor:
+        log_total = logits.amax(1, keepdim=True) - p.amax(1, keepdim=True).log()
+        # Where a class has no label, its logit may be -inf.
+        return torch.sub(log_total, logits, out=terms).mul_(label).masked_fill_(label == 0, 0.0)
+
+    formulas = {
+        "prediction": lambda: total(p),
+        "label": lambda: total(label),
+        "overlap": lambda: total(torch.minimum(p, label, out=terms)),
+        "cross_entropy": lambda: total(cross_entropy()),
+        "product": lambda: total(torch.mul(p, label, out=terms)),
+        "prediction_square": lambda: total(torch.mul(p, p, out=terms)),
+        "label_square": lambda: total(torch.mul(label, label, out=terms)),
+        "label_entropy": lambda: total(torch.special.entr(torch.clamp(label, min=0, out=terms), out=terms)),
+        "pixels": lambda: count_pixels(pixels),
+    }
+    return {name: sums[name] if name in sums else formulas[name]() for name in options.want}
+
+
+def _slope_dense(
+    pixels: Pixels, p: Tensor, gradients: dict[str, Tensor], options: Options, workspace: Workspace
+) -> Tensor:
+    """P times the derivative with respect to p, (b, C, n), from the gradients (b, C) of the sums."""
+    logits, label, _ = pixels
+    by_class = {name: value.unsqueeze(2) for name, value in gradients.items()}
+    slope = workspace.take("terms", tuple(logits.shape), logits)
+    difference = torch.sub(label, p, out=logits)
+    if "overlap" in options.want:  # 1 where p < y, 1/2 where they tie
+        half = by_class["overlap"] / 2
+        torch.sign(difference, out=slope).mul_(half).add_(by_class["prediction"] + half)
+    else:
+        slope.copy_(by_class["prediction"].expand_as(slope))
+    if "product" in options.want:
+        slope.addcmul_(by_class["product"], label)
+    if "prediction_square" in options.want:
+        slope.addcmul_(by_class["prediction_square"], p, value=2)
+    if options.error_scaled:
+        slope.mul_(difference.abs_())
+    slope.mul_(p)
     if "cross_entropy" in options.want:
-        cross_entropy = at_label(gradients["cross_entropy"])
-        gradient.addcmul_(p, cross_entropy).scatter_add_(1, ids, -cross_entropy)
-    return gradient if weight is None else gradient.mul_(weight)
+        slope.addcmul_(by_class["cross_entropy"], label, value=-1)
+    return slope
 
 
-def _through_softmax(slope: Tensor, p: Tensor) -> Tensor:
-    """The derivative with respect to the logits from that with respect to p: p (slope - sum(p slope))."""
-    return torch.ops.aten._softmax_backward_data(slope, p, 1, p.dtype)  # type: ignore[no-any-return]
+def _gradient_softmax(
+    pixels: Pixels, gradients: dict[str, Tensor], options: Options, workspace: Workspace, out: Tensor | None, hard: bool
+) -> Tensor:
+    """The gradient of a tile's logits (b, C, n), which it overwrites, from the gradients (b, C) of the sums."""
+    p = _softmax(pixels.logits, workspace)
+    if hard:
+        slope = _slope_hard(pixels, p, gradients, options)
+    else:
+        slope = _slope_dense(pixels, p, gradients, options, workspace)
+    if pixels.weight is not None:
+        slope.mul_(pixels.weight)
+    # With s = p slope - y cross_entropy the gradient is s - p sum(s), because the label sums to 1.
+    total = slope.sum(1, keepdim=True)
+    return torch.addcmul(slope, p, total, value=-1, out=slope if out is None else out)
 
 
-# --- Every other label ------------------------------------------------------------------------------------------------
+# --- Sigmoid and probabilities ----------------------------------------------------------------------------------------
 
 
-def _gradient_dense(pixels: Pixels, gradients: dict[str, Tensor], options: Options) -> Tensor:
-    """The gradient of a tile's logits (b, C, n) from the gradients (b, C) of the sums."""
+def _gradient_maps(pixels: Pixels, gradients: dict[str, Tensor], options: Options) -> Tensor:
+    """Like :func:`_gradient_softmax`, for the other activations."""
     logits, label, weight = pixels
     p = probabilities(logits, options.activation)
     by_class = {name: value.unsqueeze(2) for name, value in gradients.items()}
@@ -220,17 +217,12 @@ def _gradient_dense(pixels: Pixels, gradients: dict[str, Tensor], options: Optio
         slope = slope + 2 * by_class["prediction_square"] * p
     if options.error_scaled:
         slope = slope * (p - label).abs()
-    if options.activation == "softmax":
-        gradient = _through_softmax(slope.contiguous(), p)
-    else:
-        gradient = slope * p * (1 - p) if options.activation == "sigmoid" else slope.clone()
+    gradient = slope * p * (1 - p) if options.activation == "sigmoid" else slope.clone()
     if "cross_entropy" in options.want:
-        weighted = by_class["cross_entropy"] * label
-        if options.activation == "softmax":
-            gradient.addcmul_(p, weighted.sum(1, keepdim=True)).sub_(weighted)
-        elif options.activation == "sigmoid":
+        if options.activation == "sigmoid":
             gradient.addcmul_(by_class["cross_entropy"], p - label)
         else:
+            weighted = by_class["cross_entropy"] * label
             gradient.sub_(torch.where(p >= SMALLEST_PROBABILITY, weighted / p, 0.0))
             if is_binary(p, options.activation):
                 opposite = by_class["cross_entropy"] * (1 - label)
@@ -238,178 +230,90 @@ def _gradient_dense(pixels: Pixels, gradients: dict[str, Tensor], options: Optio
     return gradient if weight is None else gradient.mul_(weight)
 
 
-# --- The operators ----------------------------------------------------------------------------------------------------
-
-# An operator takes tensors and plain values only; labels and options are packed for it.
-_ARGUMENTS = (
-    "Tensor logits, str kind, Tensor label, Tensor? extra, float number, Tensor? mask, int ignore_index, "
-    "str activation, float temperature, bool error_scaled, str want, bool per_channel, bool check"
-)
-_Packed = tuple[str, Tensor, Tensor | None, float]
+# --- One call ---------------------------------------------------------------------------------------------------------
 
 
-def _pack_label(label: Label, temperature: float) -> _Packed:
-    match label:
-        case HardLabel(index):
-            return "hard", index, None, 0.0
-        case DenseLabel(probability):
-            return "dense", probability, None, 0.0
-        case SmoothedLabel(index, epsilon, where):
-            return "smoothed", index, where, float(epsilon)
-        case TeacherLabel(logits, own):
-            return "teacher", logits, None, float(temperature if own is None else own)
-        case RaterLabel(votes, weights):
-            return "raters", votes, weights, 0.0
-    raise TypeError(f"label: the chunked backend knows no {type(label).__name__}; use backend='reference'")
+class _Work:
+    """One call's tiles, label, mask and options, made ready."""
+
+    def __init__(self, logits: Tensor, label: Label, mask: Tensor | None, options: Options) -> None:
+        self.tiles, self.mask = Tiles(logits, options), mask
+        self.hard = (
+            isinstance(label, HardLabel) and options.activation == "softmax" and _HARD_FIELDS.issuperset(options.want)
+        )
+        self.teacher = None
+        if isinstance(label, TeacherLabel):
+            label = replace(label, temperature=label.temperature or options.temperature)
+            if self.tiles.interpolation is not None:
+                self.teacher = Interpolation(label.logits, options, self.tiles.interpolation.order)
+        self.label = _ClassIds(label.index) if self.hard and isinstance(label, HardLabel) else label
+        self.options = replace(options, temperature=1.0)  # the tiles divide by it
+
+    def pixels(self, tile: Tile, workspace: Workspace) -> Pixels:
+        teacher = self.teacher
+
+        def cut(tensor: Tensor) -> Tensor:
+            return self.tiles.cut(tensor, tile) if teacher is None else teacher.band(tile, workspace, "teacher")
+
+        label = self.label.map(cut)
+        mask = None if self.mask is None else self.tiles.cut(self.mask, tile)
+        return resolve_pixels(self.tiles.values(tile, workspace), label, mask, self.options, overwrite=True)
 
 
-def _unpack_label(kind: str, label: Tensor, extra: Tensor | None, number: float) -> Label:
-    match kind:
-        case "hard":
-            return HardLabel(label)
-        case "dense":
-            return DenseLabel(label)
-        case "smoothed":
-            return SmoothedLabel(label, number, extra)
-        case "teacher":
-            return TeacherLabel(label, number)
-        case _:
-            return RaterLabel(label, extra)
-
-
-def _unpack(
-    kind: str,
-    label: Tensor,
-    extra: Tensor | None,
-    number: float,
-    mask: Tensor | None,
-    ignore_index: int,
-    activation: str,
-    temperature: float,
-    error_scaled: bool,
-    want: str,
-    per_channel: bool,
-    check: bool,
-) -> tuple[Label, Tensor | None, Options]:
-    names: dict[str, Activation] = {"softmax": "softmax", "sigmoid": "sigmoid", "none": None}
-    options = Options(
-        ignore_index=ignore_index,
-        activation=names[activation],
-        temperature=temperature,
-        error_scaled=error_scaled,
-        want=tuple(want.split(",")),
-        per_channel=per_channel,
-        check=check,
-    )
-    unpacked = _unpack_label(kind, label, extra, number)
-    if isinstance(unpacked, HardLabel) and options.activation == "softmax" and _HARD_FIELDS.issuperset(options.want):
-        unpacked = _ClassIds(unpacked.index)
-    return unpacked, mask, options
-
-
-def _resolve_tile(logits: Tensor, label: Label, mask: Tensor | None, options: Options, tile: Tile) -> Pixels:
-    part = None if mask is None else _cut(mask, tile)
-    return resolve_pixels(_cut(logits, tile), label.map(lambda tensor: _cut(tensor, tile)), part, options)
-
-
-def _region_sums(logits: Tensor, *arguments: object) -> Tensor:
+def _sums(logits: Tensor, label: Label, mask: Tensor | None, options: Options) -> Tensor:
     """The sums named in ``want``, ``(len(want), B, C)``."""
-    label, mask, options = _unpack(*arguments)  # type: ignore[arg-type]
-    options = replace(options, error_scaled=False)  # the value is the same; only the backward pass differs
+    call = _Work(logits, label, mask, options)
+    options = replace(call.options, error_scaled=False)  # the value is the same; only the backward pass differs
     dtype = sum_dtype(logits.dtype)
     # Sums of many tiles are added in float64, which MPS lacks.
     wide = dtype if logits.device.type == "mps" else torch.float64
+    peaks = [name.endswith("peak") for name in options.want]
     sums = torch.zeros((len(options.want), *logits.shape[:2]), dtype=wide, device=logits.device)
 
-    def work(tile: Tile) -> tuple[slice, dict[str, Tensor]]:
-        pixels = _resolve_tile(logits, label, mask, options, tile)
-        return tile[0], _sum_hard(pixels, options) if isinstance(label, _ClassIds) else sum_pixels(pixels, options)
+    def work(tile: Tile, workspace: Workspace) -> Tensor:
+        pixels = call.pixels(tile, workspace)
+        if call.hard:
+            found = _sum_hard(pixels, options, workspace)
+        elif options.activation == "softmax":
+            found = _sum_dense(pixels, options, workspace)
+        else:
+            found = sum_pixels(pixels, options)
+        return torch.stack([found[name].to(wide) for name in options.want])
 
-    for images, found in _for_each_tile(logits, work):
-        for row, name in zip(sums[:, images], options.want, strict=True):
-            row.copy_(torch.maximum(row, found[name].to(wide)) if name.endswith("peak") else row + found[name])
+    for tile, found in call.tiles.for_each(work):
+        part = sums[:, tile[0]]
+        largest = torch.maximum(part, found) if any(peaks) else part
+        part.add_(found)
+        for row, peak in enumerate(peaks):
+            if peak:
+                part[row] = largest[row]
     return sums.to(dtype)
 
 
-def _region_gradient(gradient: Tensor, logits: Tensor, *arguments: object) -> Tensor:
+def _gradient(upstream: Tensor, logits: Tensor, label: Label, mask: Tensor | None, options: Options) -> Tensor:
     """The gradient of the logits from the gradient ``(len(want), B, C)`` of the sums."""
-    label, mask, options = _unpack(*arguments)  # type: ignore[arg-type]
-    zero = torch.zeros_like(gradient[0])
-    by_name = dict.fromkeys(_DIFFERENTIABLE, zero) | dict(
-        zip(options.want, gradient / options.temperature, strict=True)
-    )
-    result = torch.empty_like(logits)
+    call = _Work(logits, label, mask, options)
+    zero = torch.zeros_like(upstream[0])
+    by_name = dict.fromkeys(DIFFERENTIABLE, zero) | dict(zip(options.want, upstream / options.temperature, strict=True))
+    tiles, options = call.tiles, call.options
+    result = torch.empty_like(logits) if tiles.interpolation is None else torch.zeros_like(logits, dtype=zero.dtype)
 
-    def work(tile: Tile) -> None:
-        pixels = _resolve_tile(logits, label, mask, options, tile)
-        part = {name: by_name[name][tile[0]] for name in _DIFFERENTIABLE}
-        compute = _gradient_hard if isinstance(label, _ClassIds) else _gradient_dense
-        target = result[_with_channels(tile)]
-        target.copy_(compute(pixels, part, options).view(target.shape))
+    def work(tile: Tile, workspace: Workspace) -> tuple[slice, Tensor] | None:
+        pixels = call.pixels(tile, workspace)
+        part = {name: by_name[name][tile[0]] for name in DIFFERENTIABLE}
+        target = tiles.target(result, tile)
+        if options.activation == "softmax":
+            found = _gradient_softmax(pixels, part, options, workspace, target, call.hard)
+        else:
+            found = _gradient_maps(pixels, part, options)
+        if found is not target:
+            return tiles.put(result, found, tile)
+        return None
 
-    for _ in _for_each_tile(logits, work):
-        pass
-    return result
-
-
-_sums_operator = torch.library.custom_op(
-    "softjaccard::region_sums", _region_sums, mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor"
-)
-_gradient_operator = torch.library.custom_op(
-    "softjaccard::region_gradient",
-    _region_gradient,
-    mutates_args=(),
-    schema=f"(Tensor gradient, {_ARGUMENTS}) -> Tensor",
-)
+    for (images, *_), rows in tiles.for_each(work):
+        if rows is not None:  # bands share rows of logits, so that they are added one after the other
+            result[images, :, rows[0]] += rows[1]
+    return result.to(logits.dtype)
 
 
-def _fake_sums(logits: Tensor, *arguments: object) -> Tensor:
-    want = str(arguments[9]).split(",")
-    return logits.new_empty((len(want), *logits.shape[:2]), dtype=sum_dtype(logits.dtype))
-
-
-def _save(ctx: Any, inputs: tuple[object, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in inputs))
-    ctx.plain = [None if isinstance(value, Tensor) else value for value in inputs]
-
-
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    tensors, plain = ctx.saved_tensors, ctx.plain
-    inputs = [value if tensor is None else tensor for tensor, value in zip(tensors, plain, strict=True)]
-    return _gradient_operator(gradient, *inputs), *(None,) * (len(inputs) - 1)
-
-
-def _no_double_backward(ctx: Any, gradient: Tensor) -> None:
-    raise RuntimeError("the chunked backend gives no double backward; use backend='reference'")
-
-
-_sums_operator.register_fake(_fake_sums)
-_gradient_operator.register_fake(lambda gradient, logits, *arguments: torch.empty_like(logits))
-_sums_operator.register_autograd(_backward, setup_context=_save)
-_gradient_operator.register_autograd(_no_double_backward)
-
-
-def chunked(logits: Tensor, label: Label, mask: Tensor | None, options: Options) -> dict[str, Tensor]:
-    """The sums ``(B, C)`` in ``options.want``; ``mask`` is ``(B, 1 or C, *spatial)``."""
-    if not options.want:
-        return {}
-    for name, tensors in (("label", [*label.tensors().values()]), ("mask", [] if mask is None else [mask])):
-        if any(tensor.requires_grad for tensor in tensors):
-            raise ValueError(
-                f"{name}: {describe(tensors[0])} requires grad, but this backend gives gradients to the logits only; "
-                "detach it (or evaluate the teacher under torch.no_grad()), or use backend='reference'"
-            )
-    sums = _sums_operator(
-        logits,
-        *_pack_label(label, options.temperature),
-        mask,
-        options.ignore_index,
-        options.activation or "none",
-        options.temperature,
-        options.error_scaled,
-        ",".join(options.want),
-        options.per_channel,
-        options.check,
-    )
-    differentiable = dict(zip(options.want, sums, strict=True))
-    return {name: value if name in _DIFFERENTIABLE else value.detach() for name, value in differentiable.items()}
+chunked = make_backend("chunked", _sums, _gradient)

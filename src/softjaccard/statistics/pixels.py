@@ -94,8 +94,10 @@ def _explain_weights(weight: Tensor) -> str:
     )
 
 
-def resolve_pixels(logits: Tensor, label: Label, mask: Tensor | None, options: Options) -> Pixels:
-    """Select the pixels that count. ``mask`` is ``(B, 1 or C, *spatial)``.
+def resolve_pixels(
+    logits: Tensor, label: Label, mask: Tensor | None, options: Options, *, overwrite: bool = False
+) -> Pixels:
+    """Select the pixels that count. ``mask`` is ``(B, 1 or C, *spatial)``; ``logits`` may be overwritten if so said.
 
     Pixels that don't count are selected away, never multiplied away, so that NaN there changes nothing.
     """
@@ -118,8 +120,12 @@ def resolve_pixels(logits: Tensor, label: Label, mask: Tensor | None, options: O
         )
     if options.temperature != 1.0:
         wide = wide / options.temperature
+    if counted is not None and options.check and bool(counted.all()):
+        counted = None
+        if mask is not None and mask.dtype == torch.bool:
+            weight = None
     if counted is not None:
-        wide = torch.where(counted, wide, 0)
+        wide = wide.masked_fill_(~counted, 0) if overwrite else torch.where(counted, wide, 0)
         weight = counted.to(dtype) if weight is None else torch.where(counted, weight, 0.0)
     if check.invalid is not None:
         invalid = check.invalid if options.per_channel else check.invalid.any(1, keepdim=True)

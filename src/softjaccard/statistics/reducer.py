@@ -12,13 +12,17 @@ Per: TypeAlias = Literal["dataset", "image", "class"]
 PER: tuple[Per, ...] = ("dataset", "image", "class")
 
 
-def _mean(values: Tensor, weights: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Weighted mean along ``dim``, and where there was any weight; 0 where there was none."""
-    total = weights.sum(dim)
-    some = total != 0
+def _weigh(values: Tensor, weights: Tensor, dim: int) -> Tensor:
+    """The sums along ``dim`` that a weighted mean divides: of the weighted values, and of the weights."""
     # Selected, not multiplied: an inactive value may be anything. NaN weights stay, so that they show in the result.
-    summed = torch.where(weights == 0, 0.0, values * weights).sum(dim)
-    return summed / torch.where(some, total, 1.0), some
+    return torch.stack((torch.where(weights == 0, 0.0, values * weights).sum(dim), weights.sum(dim)))
+
+
+def _divide(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean, 0 where there was no weight; and where there was any."""
+    weighted, total = sums
+    some = total != 0
+    return weighted / torch.where(some, total, 1.0), some
 
 
 def reduce_classes(values: Tensor, active: Tensor, per: Per, class_weight: Tensor | None = None) -> Tensor:
@@ -47,10 +51,29 @@ def reduce_classes(values: Tensor, active: Tensor, per: Per, class_weight: Tenso
     """
     if per not in PER:
         raise ValueError(f"per: expected one of {', '.join(map(repr, PER))}, got {per!r}")
+    return reduce_sums(sum_images(values, active, per, class_weight), per, class_weight)
+
+
+def sum_images(values: Tensor, active: Tensor, per: Per, class_weight: Tensor | None = None) -> Tensor:
+    """What :func:`reduce_classes` has to know of some of the images; sums of several parts add.
+
+    Returns:
+        Sums of values, and how many there were: ``(2, C)`` under ``"class"``, else ``(2,)``.
+    """
     present = active.to(values.dtype)
-    weight = values.new_ones(values.shape[1]) if class_weight is None else class_weight.to(values)
     if per == "class":
-        by_class, seen = _mean(values, present, 0)
-        return _mean(by_class, seen * weight, 0)[0]
-    by_image, seen = _mean(values, present * weight, 1)
-    return _mean(by_image, seen.to(values.dtype), 0)[0]
+        return _weigh(values, present, 0)
+    by_image, seen = _divide(_weigh(values, present * _or_ones(class_weight, values), 1))
+    return _weigh(by_image, seen.to(values.dtype), 0)
+
+
+def reduce_sums(sums: Tensor, per: Per, class_weight: Tensor | None = None) -> Tensor:
+    """The average of :func:`reduce_classes` from what :func:`sum_images` knows of all images."""
+    means, seen = _divide(sums)
+    if per == "class":
+        means, _ = _divide(_weigh(means, seen * _or_ones(class_weight, means), 0))
+    return means
+
+
+def _or_ones(class_weight: Tensor | None, values: Tensor) -> Tensor:
+    return values.new_ones(values.shape[-1]) if class_weight is None else class_weight.to(values)

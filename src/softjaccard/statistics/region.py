@@ -45,7 +45,7 @@ _ACTIVATIONS = ("softmax", "sigmoid", None)
 _GRADIENTS = ("exact", "error_scaled")
 _UPSAMPLES = ("bilinear", None)
 
-_PEAKS = ("prediction_peak", "label_peak")
+PEAKS = ("prediction_peak", "label_peak")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,25 +94,34 @@ class RegionStatistics:
         """
         if not isinstance(other, RegionStatistics):
             return NotImplemented
-        if self.activation != other.activation:
-            raise ValueError(f"statistics under {self.activation!r} and {other.activation!r} do not add")
-        mine, theirs = self.fields(), other.fields()
-        if mine.keys() != theirs.keys():
-            raise ValueError(
-                "statistics with different fields do not add; only one side has "
-                f"{sorted(mine.keys() ^ theirs.keys())}: ask for the same 'want'"
-            )
-        added = {name: _add(name, mine[name], theirs[name]) for name in mine}
+        _expect_same_kind(self, other)
+        theirs = other.fields()
+        added = {name: _add(name, value, theirs[name]) for name, value in self.fields().items()}
         return RegionStatistics(**added, soft=self.soft or other.soft, activation=self.activation)
 
     def __radd__(self, other: object) -> RegionStatistics:
         """So that ``sum`` of several statistics works."""
         return self if other == 0 else NotImplemented
 
+    @staticmethod
+    def cat(batches: Sequence[RegionStatistics]) -> RegionStatistics:
+        """The statistics of several batches' images, one after the other, as of one batch.
+
+        Raises:
+            ValueError: there is no batch, or they differ in fields, activation or number of classes.
+        """
+        if not batches:
+            raise ValueError("batches: expected the statistics of at least one batch, got none")
+        first = batches[0]
+        for other in batches[1:]:
+            _expect_same_kind(first, other)
+        joined = {name: _cat(name, [getattr(batch, name) for batch in batches]) for name in first.fields()}
+        return RegionStatistics(**joined, soft=any(batch.soft for batch in batches), activation=first.activation)
+
     def total(self) -> RegionStatistics:
         """The statistics of all images as one: tensors of shape ``(1, C)``, and ``(1,)`` for ``pixels``."""
         summed = {
-            name: value.amax(0, keepdim=True) if name in _PEAKS else value.sum(0, keepdim=True)
+            name: value.amax(0, keepdim=True) if name in PEAKS else value.sum(0, keepdim=True)
             for name, value in self.fields().items()
         }
         return self._with(summed)
@@ -139,13 +148,33 @@ class RegionStatistics:
         return RegionStatistics(**fields, soft=self.soft, activation=self.activation)
 
 
+def _expect_same_kind(first: RegionStatistics, second: RegionStatistics) -> None:
+    if first.activation != second.activation:
+        raise ValueError(f"statistics under {first.activation!r} and {second.activation!r} do not add")
+    different = first.fields().keys() ^ second.fields().keys()
+    if different:
+        raise ValueError(
+            f"statistics with different fields do not add; only one side has {sorted(different)}: ask for the same "
+            "'want'"
+        )
+
+
+def _cat(name: str, values: list[Tensor]) -> Tensor:
+    if len({value.shape[1:] for value in values}) > 1:
+        raise ValueError(
+            f"statistics: expected the same number of classes and kind of mask in every batch, got {name} of shapes "
+            f"{', '.join(str(tuple(value.shape)) for value in values)}"
+        )
+    return torch.cat(values)
+
+
 def _add(name: str, first: Tensor, second: Tensor) -> Tensor:
     if first.shape[0] != second.shape[0] or (first.shape[1:] != second.shape[1:] and name != "pixels"):
         raise ValueError(
             f"statistics of shapes {tuple(first.shape)} and {tuple(second.shape)} do not add; use .total() to add "
             "batches of different sizes"
         )
-    if name in _PEAKS:
+    if name in PEAKS:
         return torch.maximum(first, second)
     if first.ndim != second.ndim:  # pixels (B,) and pixels counted for each channel
         first, second = (value if value.ndim == 2 else value.unsqueeze(1) for value in (first, second))
@@ -220,31 +249,38 @@ def _resolution(label: LabelLike) -> torch.Size | None:
     return tensor.shape[-2:]
 
 
+def expect_size(size: Sequence[int], **sources: Tensor) -> tuple[int, int]:
+    """``size`` as (H, W), checked to be at least that of every source, which it names in its errors."""
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size: expected (height, width), got {tuple(size)}")
+    height, width = size
+    for name, source in sources.items():
+        if source.ndim != 4:
+            raise ValueError(
+                f"upsample: only two spatial dimensions can be interpolated, (B, C, H, W); got {name} "
+                f"{describe(source)}"
+            )
+        if source.shape[2] > height or source.shape[3] > width:
+            raise ValueError(
+                f"upsample: expected {name} of at most the target's height and width {(height, width)}, got "
+                f"{describe(source)}; pad images and labels, with ignore_index, before the network"
+            )
+    return height, width
+
+
 def _target_size(logits: Tensor, label: LabelLike, mask: Tensor | None, size: Sequence[int] | None) -> tuple[int, int]:
     """The height and width to which logits are interpolated: ``size``, else the label's, else the mask's."""
-    if logits.ndim != 4:
-        raise ValueError(
-            f"upsample: only two spatial dimensions can be interpolated, (B, C, H, W); got logits {describe(logits)}"
-        )
-    given = None if size is None else torch.Size(size)
     own = _resolution(label)
-    target = given or own or (mask.shape[-2:] if isinstance(mask, Tensor) else None)
+    target = size or own or (mask.shape[-2:] if isinstance(mask, Tensor) else None)
     if target is None:
         raise ValueError(
             "size: a teacher's label without a mask has no resolution of its own to interpolate to; pass "
             "size=(height, width)"
         )
-    if len(target) != 2 or min(target) < 1:
-        raise ValueError(f"size: expected (height, width), got {tuple(target)}")
-    if own is not None and own != target:
+    if own is not None and own != torch.Size(target):
         raise ValueError(f"size: expected the label's height and width {tuple(own)}, got {tuple(target)}")
-    for name, tensor in (("logits", logits), ("label", label.logits if isinstance(label, TeacherLabel) else logits)):
-        if tensor.shape[-2] > target[0] or tensor.shape[-1] > target[1]:
-            raise ValueError(
-                f"upsample: expected {name} of at most the target's height and width {tuple(target)}, got "
-                f"{describe(tensor)}; pad images and labels, with ignore_index, before the network"
-            )
-    return target[0], target[1]
+    teacher = {"label": label.logits} if isinstance(label, TeacherLabel) else {}
+    return expect_size(target, logits=logits, **teacher)
 
 
 def _counts_channels(label: Label, mask: Tensor | None, shape: torch.Size) -> bool:

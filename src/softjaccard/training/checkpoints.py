@@ -39,6 +39,8 @@ class CheckpointFiles(TorchCheckpointIO):
 class RunConfig(Callback):
     """Keeps the run's config: in a file, and in each checkpoint, from which alone the network can be built.
 
+    A checkpoint also has the names and colours of the data set's classes, for use where the data are not.
+
     The file is written after the first step, so that a start that fails neither makes nor changes a run.
     """
 
@@ -54,7 +56,13 @@ class RunConfig(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the entry."""
-        checkpoint["softjaccard"] = {"version": softjaccard.__version__, "config": self._config}
+        dataset = next(iter(getattr(getattr(trainer, "datamodule", None), "datasets", {}).values()), None)
+        checkpoint["softjaccard"] = {
+            "version": softjaccard.__version__,
+            "config": self._config,
+            "classes": [*getattr(dataset, "classes", ())],
+            "colours": [[*colour] for colour in getattr(dataset, "colours", ())],
+        }
 
 
 class EpochSeeds(Callback):

@@ -1,7 +1,8 @@
-"""Runs: a training or a test from configs and a command line, kept in a folder.
+"""Runs: a training or a test from configs and a command line, kept in a folder; and the network of a run.
 
 A run's folder has `config.yaml` (every setting, resolved), `checkpoints/best.ckpt` (by validation mIoU_D) and
-`checkpoints/last.ckpt`, `metrics.csv`, `tensorboard/`, and after a test `test.json`.
+`checkpoints/last.ckpt`, `metrics.csv`, `tensorboard/`, and after a test `test.json`; the command also keeps
+`evaluation/test/`, which `softjaccard report` reads.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse import Namespace as Config
 from jsonargparse.typing import restricted_number_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -110,7 +112,7 @@ def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None
         _say(f"Next: softjaccard test {output}{'' if (last.parent / 'best.ckpt').exists() else ' --checkpoint last'}")
 
 
-def test(output: Path, checkpoint: str, arguments: Sequence[str]) -> None:
+def test(output: Path, checkpoint: str, arguments: Sequence[str], callbacks: Sequence[Callback]) -> dict[str, Any]:
     """Test a run's network on the test split; print the scores and write them to `test.json`.
 
     Args:
@@ -118,31 +120,23 @@ def test(output: Path, checkpoint: str, arguments: Sequence[str]) -> None:
         checkpoint: "best" (the last one of a run without validation), "last", or the path of a checkpoint of the same
             network.
         arguments: Settings that differ from the run's, as on the command line.
+        callbacks: Further callbacks of the test.
+
+    Returns:
+        What `test.json` holds.
 
     Raises:
         InputError: If the run, its checkpoint or its data are missing.
     """
-    saved_config = output / "config.yaml"
-    if not saved_config.exists():
-        raise InputError(f"There is no run in {output}: {saved_config} was looked for.")
-    named = checkpoint in ("best", "last")
-    path = output / "checkpoints" / f"{checkpoint}.ckpt" if named else Path(checkpoint)
-    last = path.with_name("last.ckpt")
-    if checkpoint == "best" and not path.exists() and last.exists():
-        _say(f"The run has no {path.name}, because it was not validated: {last.name} is tested.")
-        path = last
+    path = find_checkpoint(output, checkpoint)
     state = load_checkpoint(path)
     parser = build_parser()
-    config = _parse(parser, ["--config", str(saved_config), *arguments])
-    # The checkpoint has the encoder's weights; the file they came from need not be there any more.
-    if "encoder_weights" in config.model.init_args:
-        config.model.init_args.encoder_weights = None
+    config = _parse(parser, ["--config", str(output / "config.yaml"), *arguments])
+    _forget_encoder_weights(config)
     model, data = _instantiate(parser, config)
-    try:
-        model.load_state_dict(state["state_dict"])
-    except RuntimeError as error:
-        raise InputError(f"{path} does not fit the network that {saved_config} describes.") from error
-    trainer = _trainer(config, output, callbacks=progress(config.trainer.enable_progress_bar), logger=False)
+    _load_weights(model, state, path)
+    shown = progress(config.trainer.enable_progress_bar)
+    trainer = _trainer(config, output, callbacks=[*shown, *callbacks], logger=False)
     (scores,) = trainer.test(model, data, verbose=False)
     result = {
         "scores": {name.removeprefix("test/"): value for name, value in scores.items()},
@@ -161,6 +155,90 @@ def test(output: Path, checkpoint: str, arguments: Sequence[str]) -> None:
     for name, value in result["scores"].items():
         _say(f"{name:<24}{value:8.4f}")
     _say(f"Written to {output / 'test.json'}.")
+    return result
+
+
+@dataclass(frozen=True)
+class RunNetwork:
+    """The network of a run and what its use needs to know of the run.
+
+    Attributes:
+        network: On the CPU, in evaluation mode; has `predict` from images to logits.
+        checkpoint: The file it is from.
+        classes: Names of the C classes, or none where the run did not keep them.
+        colours: Of the classes, as (red, green, blue) from 0 to 255, or none where the data set has none.
+        scale: Factor on the images' height and width in the run's data; the network expects images of that size.
+    """
+
+    network: Any
+    checkpoint: Path
+    classes: tuple[str, ...]
+    colours: tuple[tuple[int, int, int], ...]
+    scale: float
+
+
+def load_run_network(run: Path, checkpoint: str = "best") -> RunNetwork:
+    """Build a run's network from its checkpoint alone; neither its data nor its config file are needed.
+
+    Args:
+        run: The run's folder, or the file of a checkpoint.
+        checkpoint: "best" (or the last one of a run without validation), "last", or the path of a file; for a folder.
+
+    Raises:
+        InputError: If the run or its checkpoint is missing or damaged, or its model has no such network.
+    """
+    path = run if run.is_file() else find_checkpoint(run, checkpoint)
+    state = load_checkpoint(path)
+    try:
+        kept = state["softjaccard"]
+        config = kept["config"]
+        settings = {"model": config["model"]}
+    except KeyError as error:
+        raise InputError(f"{path} has no config; expected a checkpoint made by softjaccard fit.") from error
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--model", type=LightningModule, required=True)
+    try:
+        parsed = parser.parse_object(settings)
+        _forget_encoder_weights(parsed)
+        model = parser.instantiate(parsed).model
+    except (ArgumentError, ValueError) as error:
+        raise InputError(f"The network of {path} cannot be built: {_shorten(str(error))}") from error
+    _load_weights(model, state, path)
+    network = getattr(model, "network", None)
+    if network is None or not hasattr(network, "predict"):
+        raise InputError(
+            f"The model of {path}, {type(model).__name__}, has no attribute network with a predict method."
+        )
+    return RunNetwork(
+        network.eval(),
+        path,
+        classes=tuple(kept.get("classes", ())),
+        colours=tuple(map(tuple, kept.get("colours", ()))),
+        scale=float(config.get("data", {}).get("init_args", {}).get("scale", 1.0)),
+    )
+
+
+def find_checkpoint(output: Path, checkpoint: str) -> Path:
+    """Return the path of a run's checkpoint.
+
+    Args:
+        output: The run's folder.
+        checkpoint: "best" (or the last one of a run without validation), "last", or a path, which is returned.
+
+    Raises:
+        InputError: If there is no run in the folder.
+    """
+    saved_config = output / "config.yaml"
+    if not saved_config.exists():
+        raise InputError(f"There is no run in {output}: {saved_config} was looked for.")
+    if checkpoint not in ("best", "last"):
+        return Path(checkpoint)
+    path = output / "checkpoints" / f"{checkpoint}.ckpt"
+    last = path.with_name("last.ckpt")
+    if not path.exists() and last.exists():
+        _say(f"The run has no {path.name}, because it was not validated: {last.name} is used.")
+        return last
+    return path
 
 
 def build_parser() -> ArgumentParser:
@@ -207,6 +285,19 @@ def _instantiate(parser: ArgumentParser, config: Config) -> tuple[LightningModul
     except ValueError as error:  # what our constructors raise for a setting out of range
         raise InputError(str(error)) from error
     return instances.model, instances.data
+
+
+def _forget_encoder_weights(config: Config) -> None:
+    """Leave out the encoder's file: the checkpoint has its weights, and it need not be there any more."""
+    if "model.init_args.encoder_weights" in config:
+        config["model.init_args.encoder_weights"] = None
+
+
+def _load_weights(model: LightningModule, state: dict[str, Any], path: Path) -> None:
+    try:
+        model.load_state_dict(state["state_dict"])
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit the network that its run's config describes.") from error
 
 
 def _as_plain(parser: ArgumentParser, config: Config) -> dict[str, Any]:

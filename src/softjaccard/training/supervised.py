@@ -15,8 +15,10 @@ from torchmetrics import MeanMetric
 
 from softjaccard.data.module import Batch
 from softjaccard.errors import InputError
-from softjaccard.metrics import CalibrationError, FineGrainedIoU, fine_grained_iou, image_counts
+from softjaccard.losses.base import StatisticsLoss
+from softjaccard.metrics import CalibrationError, FineGrainedIoU, image_counts, table_score
 from softjaccard.models import create_model
+from softjaccard.statistics import class_map
 from softjaccard.training.optimisation import OptimiserSettings, build_optimiser, build_schedule
 
 
@@ -29,6 +31,10 @@ def _users_error(where: str) -> Iterator[None]:
         raise InputError(f"{where}: {error}") from error
 
 
+def _interpolate(logits: Tensor, label: Tensor) -> Tensor:
+    return functional.interpolate(logits, size=label.shape[-2:], mode="bilinear")
+
+
 class SupervisedSegmentation(LightningModule):
     """Trains a network on labelled images and logs mIoU (D, I and C) and the expected calibration error.
 
@@ -37,7 +43,9 @@ class SupervisedSegmentation(LightningModule):
 
     Args:
         loss: A module from logits (B, C, H, W) and integer labels (B, H, W) to a scalar. Ignored pixels are -100 in
-            every batch, whatever id the files have for them, so its ignore_index stays at -100.
+            every batch, whatever id the files have for them, so its ignore_index stays at -100. Softjaccard's losses
+            interpolate the network's logits to the labels' size themselves, and their `upsample` is set for it; for
+            other losses logits are interpolated before.
         num_classes: C, at least 2.
         architecture: A name of segmentation_models.pytorch, such as deeplabv3plus or unet.
         encoder: A name of segmentation_models.pytorch, or tu- and a name of timm.
@@ -70,6 +78,8 @@ class SupervisedSegmentation(LightningModule):
         """See the class."""
         super().__init__()
         self.loss, self.num_classes, self.optimiser_settings = loss, num_classes, optimiser
+        if isinstance(loss, StatisticsLoss):
+            loss.upsample = "bilinear"
         self.network = create_model(
             architecture,
             encoder,
@@ -108,9 +118,11 @@ class SupervisedSegmentation(LightningModule):
         Raises:
             InputError: If it is not finite; looked at in the steps that are logged and in an epoch's last.
         """
-        logits, loss = self._logits_and_loss(batch)
+        label = batch["label"]
+        logits = self(batch["image"])
+        loss = self._loss(logits, label)
         with _users_error(f"step {self.global_step} (a lower model.optimiser.learning_rate may help)"):
-            counts = image_counts(logits.detach(), batch["label"], self.num_classes)
+            counts = image_counts(class_map(logits, label.shape[-2:]), label, self.num_classes)
         self._training_counts = self._training_counts + counts.sum(0)
         self.log("train/loss", loss.detach(), prog_bar=True)
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -120,7 +132,7 @@ class SupervisedSegmentation(LightningModule):
                     f"The loss is {loss.item()} at step {self.global_step}; "
                     "a lower model.optimiser.learning_rate may help."
                 )
-            score = fine_grained_iou(self._training_counts[None])["mIoU_D"]
+            score = table_score(self._training_counts[None], "mIoU_D")
             self.log("train/mIoU_D", score.float(), prog_bar=True)
         return loss
 
@@ -132,9 +144,13 @@ class SupervisedSegmentation(LightningModule):
         """Add a batch to the scores."""
         self._evaluate(batch, "val")
 
-    def test_step(self, batch: Batch, batch_index: int) -> None:
-        """Add a batch to the scores."""
-        self._evaluate(batch, "test")
+    def test_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Add a batch to the scores, and return its logits (B, C, H, W)."""
+        return self._evaluate(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Return the logits (B, C, H, W) by which a batch would be tested."""
+        return _interpolate(self(batch["image"]), batch["label"])
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores."""
@@ -157,23 +173,27 @@ class SupervisedSegmentation(LightningModule):
         schedule = build_schedule(optimiser, self.optimiser_settings, steps)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _logits_and_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return logits at the label's size, and their loss.
+    def _loss(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Return the loss of logits at the network's own resolution.
 
         Raises:
             InputError: If the loss refuses them.
         """
-        label = batch["label"]
-        logits = functional.interpolate(self(batch["image"]), size=label.shape[-2:], mode="bilinear")
+        if not isinstance(self.loss, StatisticsLoss):
+            logits = _interpolate(logits, label)
         with _users_error("model.loss"):
-            return logits, self.loss(logits, label)
+            loss: Tensor = self.loss(logits, label)
+            return loss
 
-    def _evaluate(self, batch: Batch, stage: str) -> None:
-        logits, loss = self._logits_and_loss(batch)
+    def _evaluate(self, batch: Batch, stage: str) -> Tensor:
+        logits = self(batch["image"])
+        loss = self._loss(logits, batch["label"])
+        logits = _interpolate(logits, batch["label"])
         with _users_error(stage):
-            self.evaluation_iou.update(logits, batch["label"])
+            self.evaluation_iou.update(logits, batch["label"], image_ids=batch.get("index"))
             self.calibration.update(logits, batch["label"])
         self.evaluation_loss.update(loss, len(logits))
+        return logits
 
     def _log_scores(self, stage: str) -> None:
         metrics = (self.evaluation_loss, self.evaluation_iou, self.calibration)

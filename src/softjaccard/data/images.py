@@ -1,0 +1,63 @@
+"""Image files, and which of them can be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from softjaccard.errors import InputError, first_line
+
+
+@contextmanager
+def _damage_of(path: Path) -> Iterator[None]:
+    try:
+        yield
+    # A damaged file can make a decoder stumble over anything.
+    except Exception as error:
+        raise InputError(f"{path} cannot be read as an image: {first_line(error)}") from error
+
+
+def open_image(path: Path) -> Image.Image:
+    """Open and decode a file.
+
+    Raises:
+        InputError: If it is missing, damaged, or no image.
+    """
+    with _damage_of(path):
+        image = Image.open(path)
+        image.load()
+    return image
+
+
+def read_image(path: Path) -> Tensor:
+    """Read a picture as a network takes it, the way up that viewers show it (EXIF orientation).
+
+    Grey values are repeated for the three colours; 16-bit ones count as parts of 65535. An alpha channel is left out.
+
+    Returns:
+        Float32 (3, H, W) in [0, 1].
+
+    Raises:
+        InputError: If the file is missing, damaged, no image, has several frames, or pixels of another kind (32-bit
+            integers or floats, whose range is unknown).
+    """
+    image = open_image(path)
+    with _damage_of(path):
+        # A camera's JPEG may hold smaller versions of itself ("MPO").
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        upright = ImageOps.exif_transpose(image)
+    if frames > 1:
+        raise InputError(f"{path} has {frames} frames; expected a single image.")
+    # Older versions of Pillow open 16-bit PNGs as "I".
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        grey = torch.from_numpy(np.asarray(upright).astype(np.float32) / 65535)
+        return grey.expand(3, -1, -1).contiguous()
+    if image.mode in ("I", "F"):
+        raise InputError(f"{path} has 32-bit pixels (mode {image.mode}); expected 8 or 16 bits for each channel.")
+    return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1).contiguous().float() / 255

@@ -1,0 +1,71 @@
+"""What the sections of the report are made of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from softjaccard.evaluation.report.markup import Markup, join, tag
+from softjaccard.evaluation.results import EvaluationResult
+
+MOST_CLASSES = 40
+"""Of a confusion matrix, and with a reliability diagram of their own; nobody would read more."""
+_NO_FRACTIONS = {"NLL", "loss"}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run that has been tested, as the report shows it."""
+
+    name: str
+    colour: str
+    result: EvaluationResult
+    history: Mapping[str, list[tuple[float, float]]] | None
+    """(step, value) by column of metrics.csv; None without that file."""
+
+
+def table(heads: Sequence[object], rows: Sequence[Markup]) -> Markup:
+    """Return a table that scrolls inside its own box where it is too wide."""
+    head = tag("thead", tag("tr", *(tag("th", text, scope="col") for text in heads)))
+    return tag("div", tag("table", head, tag("tbody", *rows)), class_="scroll", tabindex=0)
+
+
+def legend(entries: Iterable[tuple[Markup, str]]) -> Markup:
+    """Return a list of keys and what they stand for."""
+    return tag("ul", *(tag("li", key, text) for key, text in entries), class_="legend")
+
+
+def swatch(colour: str) -> Markup:
+    """Return a small square of a colour."""
+    return tag("span", class_="swatch", style=f"background: {colour}")
+
+
+def small(text: str | None) -> Markup | None:
+    """Return text in small grey letters; None if there is none."""
+    return tag("span", text, class_="small") if text else None
+
+
+def score_label(name: str) -> Markup:
+    """Write mIoU_I_worst5 with a raised I and the rest in words."""
+    found = re.fullmatch(r"(\w+?)_([DIC])(?:_worst_?(\w+))?", name)
+    if not found:
+        return join(name)
+    base, letter, worst = found.groups()
+    words = {None: "", "mean": ", worst cases"}.get(worst, f", worst {worst} %")
+    return join(base, tag("sup", letter), words)
+
+
+def score_text(name: str, value: float) -> str:
+    """Write a score in percent, or with four digits if it is no fraction."""
+    return f"{value:.4f}" if name in _NO_FRACTIONS else f"{100 * value:.1f}"
+
+
+def hex_colour(colour: tuple[int, int, int]) -> str:
+    """Write a colour as CSS does."""
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
+def frequent_classes(result: EvaluationResult) -> list[int]:
+    """Return the classes with most labelled pixels, in their own order; all, unless there are very many."""
+    return sorted(result.confusion.sum(1).argsort(descending=True)[:MOST_CLASSES].tolist())
