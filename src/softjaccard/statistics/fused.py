@@ -9,8 +9,8 @@ torch then adds up, so that the same input gives the same sums, bit for bit. The
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from itertools import pairwise
 from math import ceil, log, log2, prod
@@ -21,11 +21,13 @@ import torch
 from torch import Tensor
 
 from softjaccard.labels.checks import describe, tolerance
-from softjaccard.labels.kinds import Label, RaterLabel
-from softjaccard.statistics.chunked import _DIFFERENTIABLE, _pack_label
+from softjaccard.labels.kinds import DenseLabel, HardLabel, Label, RaterLabel, SmoothedLabel, TeacherLabel
+from softjaccard.statistics.operators import DIFFERENTIABLE, make_backend
 from softjaccard.statistics.pixels import FIELDS, Options
 
 MOST_CLASSES = 1024
+#: Kernels take logarithms of base 2: what natural ones are multiplied with.
+_BASE = 1 / log(2)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 _INSTALLED = find_spec("triton") is not None
@@ -162,269 +164,236 @@ def _flattened(tensor: Tensor) -> tuple[Tensor, int]:
     return (tensor.contiguous(), 1) if stride is None else (tensor, stride)
 
 
-def _as_bytes(tensor: Tensor) -> Tensor:
-    """Maps in an order and dtype that kernels can read."""
+def _as_map(tensor: Tensor) -> Tensor:
+    """A map (B, *spatial) in an order and dtype that kernels can read."""
     tensor = tensor.contiguous()
     if tensor.dtype == torch.bool:
         return tensor.view(torch.uint8)
     return tensor.long() if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64) else tensor
 
 
-class Case(NamedTuple):
-    """Arguments that both kernels of a case share."""
-
-    logits: Tensor
-    interpolated: bool
-    shared: dict[str, Any]
-    tile: Tile
-
-
-def _case(
-    logits: Tensor,
-    kind: str,
-    label: Tensor,
-    extra: Tensor | None,
-    number: float,
-    mask: Tensor | None,
-    ignore_index: int,
-    temperature: float,
-    *,
-    size: tuple[int, int] | None,
-    align_corners: bool,
-) -> Case:
-    kernels = _kernels()
-    classes = logits.shape[1]
-    interpolated = size is not None and logits.shape[2:] != size
-    if not interpolated:
-        logits, pixel_stride = _flattened(logits)
-    height, width = size or (1, logits[0, 0].numel())
-    values = _as_bytes(label)
-    steps: tuple[int, ...] = (height * width, 0, 0, 1)  # from an image, class, row, pixel or column to the next
+def _of_label(label: Label, logits: Tensor, options: Options) -> dict[str, Any]:
+    """Arguments that say what the label is."""
+    kernels, classes = _kernels(), logits.shape[1]
+    height, width = options.size or (1, logits[0, 0].numel())
+    # From an image, class, row, pixel or column to the next.
+    steps: tuple[int, ...] = (height * width, 0, 0, 1)
     low: tuple[int, ...] = (1, 1)
-    if kind == "teacher" and size is not None and label.shape[2:] != size:
-        code = kernels.TEACHER_SHARED if label.shape == logits.shape else kernels.TEACHER_LOW
-        values, steps, low = label, label.stride(), label.shape[2:]
-    elif kind in ("teacher", "dense"):
-        code = kernels.TEACHER if kind == "teacher" else kernels.DENSE
-        values, stride = _flattened(label)
-        steps = (values.stride(0), values.stride(1), 0, stride)
-    else:
-        code = kernels.INDEX if extra is None else kernels.INDEX_WHERE
-    epsilon = number if kind == "smoothed" else 0.0
-    shared = {
-        "logits": logits,
-        "logits_image": logits.stride(0),
-        "logits_class": logits.stride(1),
+    # Any pointer will do where none is read, and any number where none is used.
+    where, temperature, epsilon, slack = logits, 1.0, 0.0, 0.0
+    match label:
+        case HardLabel(index):
+            code, values = kernels.INDEX, _as_map(index)
+        case SmoothedLabel(index, epsilon, chosen):
+            code, values = kernels.INDEX, _as_map(index)
+            if chosen is not None:
+                code, where = kernels.INDEX_WHERE, _as_map(chosen)
+        case TeacherLabel(teacher, own):
+            temperature = options.temperature if own is None else own
+            if options.size is None or teacher.shape[2:] == options.size:
+                code, (values, stride) = kernels.TEACHER, _flattened(teacher)
+                steps = (values.stride(0), values.stride(1), 0, stride)
+            else:
+                code = kernels.TEACHER_SHARED if teacher.shape == logits.shape else kernels.TEACHER_LOW
+                values, steps, low = teacher, teacher.stride(), teacher.shape[2:]
+        case DenseLabel(probability):
+            code, (values, stride) = kernels.DENSE, _flattened(probability)
+            steps = (values.stride(0), values.stride(1), 0, stride)
+            slack = tolerance(probability.dtype)
+    return {
+        "KIND": code.value,
         "label": values,
         **dict(zip(("label_image", "label_class", "label_row", "label_column"), steps, strict=True)),
         "label_height": low[0],
         "label_width": low[1],
-        "where": logits if extra is None else _as_bytes(extra),  # any pointer will do where none is read
-        "mask": logits if mask is None else _as_bytes(mask),
-        "height": height,
-        "width": width,
-        "classes": classes,
-        "scale": 1 / log(2) / temperature,
-        "label_scale": 1 / log(2) / (number or 1.0),
+        "where": where,
+        "label_scale": _BASE / temperature,
         "hit": 1 - epsilon + epsilon / classes,
         "miss": epsilon / classes,
-        "slack": tolerance(label.dtype) if label.is_floating_point() else 0.0,
-        "ignore_index": ignore_index,
-        "KIND": code.value,
-        "MASK": (
-            kernels.NO_MASK if mask is None else kernels.BOOLEAN if mask.dtype == torch.bool else kernels.WEIGHTS
-        ).value,
-        "ALIGN": align_corners,
+        "slack": slack,
     }
-    # Threads then lie along the classes, and parts of different sizes differently: one part is quicker.
-    together = 1 in (logits.stride(1), steps[1])
+
+
+def _of_mask(mask: Tensor | None, logits: Tensor) -> dict[str, Any]:
+    kernels = _kernels()
+    if mask is None:
+        return {"MASK": kernels.NO_MASK.value, "mask": logits}
+    return {"MASK": (kernels.BOOLEAN if mask.dtype == torch.bool else kernels.WEIGHTS).value, "mask": _as_map(mask)}
+
+
+class Case(NamedTuple):
+    """What both kernels of a case are given."""
+
+    logits: Tensor
+    """The logits, copied if kernels could not read them."""
+    interpolated: bool
+    tile: Tile
+    shared: dict[str, Any]
+
+    @property
+    def images(self) -> int:
+        """B."""
+        return len(self.logits)
+
+    def blocks(self) -> int:
+        """How many tiles an image has."""
+        if self.interpolated:
+            height, width = self.logits.shape[2:]
+            return (height + 1) * ceil((width + 1) / self.tile.pixels)
+        pixels: int = self.shared["height"] * self.shared["width"]
+        return ceil(pixels / self.tile.pixels)
+
+    def programs(self) -> int:
+        """How many programs to start for each image; a function of the device and the shape only."""
+        return _programs(self.logits.device, self.tile.warps, self.images)
+
+
+def _case(logits: Tensor, label: Label, mask: Tensor | None, options: Options) -> Case:
+    interpolated = options.size is not None and logits.shape[2:] != options.size
+    pixel_stride = 0
+    if not interpolated:
+        logits, pixel_stride = _flattened(logits)
+    height, width = options.size or (1, logits[0, 0].numel())
+    shared = {
+        "logits": logits,
+        "logits_image": logits.stride(0),
+        "logits_class": logits.stride(1),
+        **_of_label(label, logits, options),
+        **_of_mask(mask, logits),
+        "height": height,
+        "width": width,
+        "classes": logits.shape[1],
+        "scale": _BASE / options.temperature,
+        "ignore_index": options.ignore_index,
+        "ALIGN": options.align_corners,
+    }
+    # Threads then lie along the classes, and those of two parts differently: one part is quicker.
+    together = 1 in (shared["logits_class"], shared["label_class"])
     if interpolated:
-        tile = _cell_tile(classes, together)
+        tile = _cell_tile(logits.shape[1], together)
         shared |= {
             "logits_row": logits.stride(2),
             "logits_column": logits.stride(3),
             "low_height": logits.shape[2],
             "low_width": logits.shape[3],
             # A single pixel has no corners apart; either way all take its value.
-            "ALIGN_Y": align_corners and logits.shape[2] > 1,
-            "ALIGN_X": align_corners and logits.shape[3] > 1,
+            "ALIGN_Y": options.align_corners and logits.shape[2] > 1,
+            "ALIGN_X": options.align_corners and logits.shape[3] > 1,
         }
     else:
         tile = _tile(logits, pixel_stride, together)
         shared["logits_pixel"] = pixel_stride
-    shared |= {"A": tile.a, "B": tile.b, "BLOCK": tile.pixels}
-    return Case(logits, interpolated, shared, tile)
+    return Case(logits, interpolated, tile, shared | {"A": tile.a, "B": tile.b, "BLOCK": tile.pixels})
 
 
-def _bits(want: tuple[str, ...]) -> int:
-    return sum(1 << FIELDS.index(name) for name in want if name != "pixels")
+def _bits(want: Iterable[str]) -> int:
+    return sum(1 << FIELDS.index(name) for name in want)
 
 
-def _on(device: torch.device) -> Any:
+def _on(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-# --- The operators ---------------------------------------------------------------------------------------------------
-
-_ARGUMENTS = (
-    "Tensor logits, str kind, Tensor label, Tensor? extra, float number, Tensor? mask, int ignore_index, "
-    "float temperature, SymInt[]? size, bool align_corners, bool error_scaled, str want"
-)
+# --- Sums ------------------------------------------------------------------------------------------------------------
 
 
-def _fused_sums(logits: Tensor, *arguments: Any) -> Tensor:
+def _sums(logits: Tensor, label: Label, mask: Tensor | None, options: Options) -> Tensor:
     """The sums named in ``want``, ``(len(want), B, C)``."""
-    *described, size, align_corners, _, names = arguments
-    case = _case(logits, *described, size=size and tuple(size), align_corners=align_corners)
-    want = tuple(names.split(","))
-    hard = described[0] == "hard"
-    summed = tuple(name for name in FIELDS[:-1] if name in ({_HARD_SAME.get(n, n) for n in want} if hard else want))
-    summed = tuple(name for name in summed if not (hard and name == "label_entropy"))
-    images, classes = logits.shape[:2]
-    low = logits.shape[2:]
-    blocks = (
-        (low[0] + 1) * ceil((low[1] + 1) / case.tile.pixels)
-        if case.interpolated
-        else ceil(case.shared["height"] * case.shared["width"] / case.tile.pixels)
-    )
-    programs = min(blocks, _programs(logits.device, case.tile.warps, images))
-    partial = logits.new_empty((images, programs, len(summed), classes), dtype=torch.float32)
-    counts = logits.new_empty((images, programs), dtype=torch.float32)
+    case = _case(logits, label, mask, options)
+    needed = set(options.want) - {"pixels"}
+    if isinstance(label, HardLabel):
+        needed = {_HARD_SAME.get(name, name) for name in needed} - {"label_entropy"}
+    summed = tuple(name for name in FIELDS if name in needed)
+    programs = min(case.blocks(), case.programs())
+    partial = logits.new_empty((case.images, programs, len(summed), logits.shape[1]), dtype=torch.float32)
+    counts = logits.new_empty((case.images, programs), dtype=torch.float32)
     kernel = _kernels().sum_cells if case.interpolated else _kernels().sum_blocks
     lanes = {} if case.interpolated else {"LANES": case.tile.lanes}
     with _on(logits.device):
-        kernel[programs, images](
+        kernel[programs, case.images](
             **case.shared,
             **lanes,
             partial=partial,
             counts=counts,
-            blocks=blocks,
+            blocks=case.blocks(),
             fields=len(summed),
             WANT=_bits(summed),
             num_warps=case.tile.warps,
         )
-    return _finish(partial, counts, summed, want, hard)
+    found = _add_up(partial, counts, summed)
+    if isinstance(label, HardLabel):
+        found |= {name: found[same] for name, same in _HARD_SAME.items() if same in found}
+        found["label_entropy"] = 0 * found["pixels"]
+        if "label_peak" in options.want:
+            found["label_peak"] = torch.where(found["label"] > 0, 1.0, 0 * found["label"])
+    return torch.stack([found[name] for name in options.want]).float()
 
 
-def _finish(partial: Tensor, counts: Tensor, summed: tuple[str, ...], want: tuple[str, ...], hard: bool) -> Tensor:
-    """Add up what the programs found; a NaN weight shows in every field of its image."""
+def _add_up(partial: Tensor, counts: Tensor, summed: tuple[str, ...]) -> dict[str, Tensor]:
+    """What the programs found together, by name, (B, C) in float64."""
+    sums = partial.sum(1, dtype=torch.float64)
     pixels = counts.sum(1, dtype=torch.float64)[:, None].expand(-1, partial.shape[3])
-    found = {
-        name: values.amax(1).double() if name.endswith("peak") else values.sum(1, dtype=torch.float64)
-        for name, values in zip(summed, partial.unbind(2), strict=True)
-    }
-    for name in {"cross_entropy", "label_entropy"} & found.keys():
-        found[name] *= log(2)
-    if hard:
-        same = {name: found[_HARD_SAME[name]] for name in _HARD_SAME if name in want}
-        if "label_peak" in same:
-            same["label_peak"] = (same["label_peak"] > 0).double()
-        found |= same | {"label_entropy": torch.zeros_like(pixels)}
-    sums = torch.stack([(found[name] if name != "pixels" else pixels) + 0 * pixels for name in want])
-    return sums.float()
+    for place, name in enumerate(summed):
+        if name.endswith("peak"):
+            sums[:, place] = partial[:, :, place].amax(1)
+        if name.endswith("entropy"):
+            sums[:, place] /= _BASE
+    sums += 0 * pixels[:, None]  # one invalid pixel makes all of its image NaN
+    return dict(zip(summed, sums.unbind(1), strict=True)) | {"pixels": pixels}
 
 
-def _fused_gradient(gradient: Tensor, logits: Tensor, *arguments: Any) -> Tensor:
+# --- Gradient --------------------------------------------------------------------------------------------------------
+
+
+def _gradient(upstream: Tensor, logits: Tensor, label: Label, mask: Tensor | None, options: Options) -> Tensor:
     """The gradient of the logits from the gradient ``(len(want), B, C)`` of the sums."""
-    *described, size, align_corners, error_scaled, names = arguments
-    case = _case(logits, *described, size=size and tuple(size), align_corners=align_corners)
-    want = tuple(names.split(","))
-    by_name = dict(zip(want, gradient.float() / described[-1], strict=True))
-    zero = torch.zeros_like(gradient[0], dtype=torch.float32)
-    upstream = torch.stack([by_name.get(name, zero) for name in _DIFFERENTIABLE])
+    case = _case(logits, label, mask, options)
+    by_name = dict(zip(options.want, upstream.float() / options.temperature, strict=True))
+    zero = torch.zeros_like(upstream[0], dtype=torch.float32)
     result = torch.empty_like(case.logits)
     given = case.shared | {
-        "upstream": upstream,
+        "upstream": torch.stack([by_name.get(name, zero) for name in DIFFERENTIABLE]),
         "gradient": result,
         "gradient_image": result.stride(0),
         "gradient_class": result.stride(1),
-        "WANT": _bits(tuple(name for name in want if name in _DIFFERENTIABLE)),
-        "ERROR_SCALED": error_scaled,
+        "WANT": _bits(by_name.keys() & set(DIFFERENTIABLE)),
+        "ERROR_SCALED": options.error_scaled,
         "num_warps": case.tile.warps,
     }
     with _on(logits.device):
-        (_launch_gradient_cells if case.interpolated else _launch_gradient_blocks)(case, result, given)
+        (_launch_cells if case.interpolated else _launch_blocks)(case, result, given)
     return result if case.logits is logits else torch.empty_like(logits).copy_(result)
 
 
-def _launch_gradient_blocks(case: Case, result: Tensor, arguments: dict[str, Any]) -> None:
-    blocks = ceil(case.shared["height"] * case.shared["width"] / case.tile.pixels)
-    programs = min(blocks, _programs(result.device, case.tile.warps, len(result)))
-    _kernels().gradient_blocks[programs, len(result)](**arguments, gradient_pixel=_pixel_stride(result), blocks=blocks)
-
-
-def _launch_gradient_cells(case: Case, result: Tensor, arguments: dict[str, Any]) -> None:
-    images, _, height, width = result.shape
-    columns = ceil(width / (case.tile.pixels - 1))
-    # Each program computes a row of cells that its neighbour computes, too: with fewer rows that would weigh more.
-    rows = max(4, height // ceil(_programs(result.device, case.tile.warps, images) / columns))
-    grid = (columns, ceil(height / rows), images)
-    scratch = result.new_empty((*grid, case.tile.a + case.tile.b, case.tile.pixels + 1), dtype=torch.float32)
-    _kernels().gradient_cells[grid](
-        **arguments,
-        gradient_row=result.stride(2),
-        gradient_column=result.stride(3),
-        scratch=scratch,
-        cell_rows=rows,
+def _launch_blocks(case: Case, result: Tensor, given: dict[str, Any]) -> None:
+    programs = min(case.blocks(), case.programs())
+    _kernels().gradient_blocks[programs, case.images](
+        **given, gradient_pixel=_pixel_stride(result), blocks=case.blocks()
     )
 
 
-_sums_operator = torch.library.custom_op(
-    "softjaccard::fused_sums", _fused_sums, mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor"
-)
-_gradient_operator = torch.library.custom_op(
-    "softjaccard::fused_gradient", _fused_gradient, mutates_args=(), schema=f"(Tensor gradient, {_ARGUMENTS}) -> Tensor"
-)
+def _launch_cells(case: Case, result: Tensor, given: dict[str, Any]) -> None:
+    height, width = result.shape[2:]
+    columns = ceil(width / (case.tile.pixels - 1))
+    # Each program computes a row of cells that its neighbour computes, too: of fewer rows that would be a larger part.
+    rows = max(4, height // ceil(case.programs() / columns))
+    grid = (columns, ceil(height / rows), case.images)
+    scratch = result.new_empty((*grid, case.tile.a + case.tile.b, case.tile.pixels + 1), dtype=torch.float32)
+    _kernels().gradient_cells[grid](
+        **given, gradient_row=result.stride(2), gradient_column=result.stride(3), scratch=scratch, cell_rows=rows
+    )
 
 
-def _fake_sums(logits: Tensor, *arguments: Any) -> Tensor:
-    return logits.new_empty((len(arguments[-1].split(",")), *logits.shape[:2]), dtype=torch.float32)
-
-
-def _save(ctx: Any, inputs: tuple[object, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in inputs))
-    ctx.plain = [None if isinstance(value, Tensor) else value for value in inputs]
-
-
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    tensors, plain = ctx.saved_tensors, ctx.plain
-    inputs = [value if tensor is None else tensor for tensor, value in zip(tensors, plain, strict=True)]
-    return _gradient_operator(gradient, *inputs), *(None,) * (len(inputs) - 1)
-
-
-def _no_double_backward(ctx: Any, gradient: Tensor) -> None:
-    raise RuntimeError("the triton backend gives no double backward; use backend='reference'")
-
-
-_sums_operator.register_fake(_fake_sums)
-_gradient_operator.register_fake(lambda gradient, logits, *arguments: torch.empty_like(logits))
-_sums_operator.register_autograd(_backward, setup_context=_save)
-_gradient_operator.register_autograd(_no_double_backward)
+_backend = make_backend("triton", _sums, _gradient)
 
 
 def fused(logits: Tensor, label: Label, mask: Tensor | None, options: Options) -> dict[str, Tensor]:
-    """The sums ``(B, C)`` in ``options.want``; ``mask`` is ``(B, 1, *spatial)``."""
+    """The sums ``(B, C)`` in ``options.want``; ``mask`` is ``(B, 1, *spatial)``.
+
+    Raises:
+        ValueError: the case is none for this backend, or label or mask requires grad.
+    """
     reason = supports(logits, label, mask, options)
     if reason is not None:
         raise ValueError(f"backend: 'triton' can't take this case because {reason}; use 'auto' or 'chunked'")
-    if not options.want:
-        return {}
-    for name, tensors in (("label", [*label.tensors().values()]), ("mask", [] if mask is None else [mask])):
-        if any(tensor.requires_grad for tensor in tensors):
-            raise ValueError(
-                f"{name}: {describe(tensors[0])} requires grad, but this backend gives gradients to the logits only; "
-                "detach it (or evaluate the teacher under torch.no_grad()), or use backend='reference'"
-            )
-    sums = _sums_operator(
-        logits,
-        *_pack_label(label, options.temperature),
-        mask,
-        options.ignore_index,
-        options.temperature,
-        options.size,
-        options.align_corners,
-        options.error_scaled,
-        ",".join(options.want),
-    )
-    differentiable = dict(zip(options.want, sums, strict=True))
-    return {name: value if name in _DIFFERENTIABLE else value.detach() for name, value in differentiable.items()}
+    return _backend(logits, label, mask, options)
