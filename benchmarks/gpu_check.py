@@ -301,7 +301,10 @@ def make_step(name: str, logits: Tensor, label: Any, index: Tensor, size: tuple[
             found = sj.region_statistics(values, label, want=compound.want, backend=backend, **upsample)
             return compound.from_statistics(found)
 
-        run = torch.compile(statistics_of, dynamic=False) if name.endswith("compiled") else statistics_of
+        run = statistics_of
+        if name.endswith("compiled"):
+            torch._dynamo.reset()  # or it would give up compiling after some cases, and run them as they are
+            run = torch.compile(statistics_of, dynamic=False)
 
         def loss() -> Tensor:
             return run(logits)
@@ -335,7 +338,6 @@ def measure(name: str, shape: tuple[int, ...], stride: int, kind: str, dtype: st
         times = gpu_milliseconds(step)
         host = host_milliseconds(step)
     except Exception as error:  # whatever one contestant does, the others go on
-        torch._dynamo.reset()
         return case | {"error": f"{type(error).__name__}: {error}"[:500]}
     full = math.prod(shape) * logits.element_size()
     return case | {
