@@ -163,19 +163,26 @@ def _share(q, cell, low, full, ALIGN: tl.constexpr):
 
 @triton.jit
 def _ends(cell, low, stride):
-    """Where the low pixels at both ends of a cell are stored."""
+    """Where the low pixels at both ends of a cell are stored; the outermost cells have the same at both."""
     start = tl.minimum(tl.maximum(cell, 0), low - 1).to(tl.int64)
     end = tl.minimum(cell + 1, low - 1).to(tl.int64)
     return start * stride, end * stride
 
 
 @triton.jit
-def _sides(base, class_stride, rows, classes, ends_y, ends_x, down, real):
-    """Tiles at the starts and at the ends of cells along x, ``down`` between the low rows of ``ends_y``."""
-    start = _load(base, class_stride, rows, classes, ends_y[0] + ends_x[0], real, 0.0)
-    start += (_load(base, class_stride, rows, classes, ends_y[1] + ends_x[0], real, 0.0) - start) * down
-    end = _load(base, class_stride, rows, classes, ends_y[0] + ends_x[1], real, 0.0)
-    end += (_load(base, class_stride, rows, classes, ends_y[1] + ends_x[1], real, 0.0) - end) * down
+def _sides(base, class_stride, column_stride, rows, classes, ends_y, cell_x, low_width, down, inside):
+    """Tiles at the starts and at the ends of cells along x, ``down`` between the low rows of ``ends_y``.
+
+    An end that is missing is 0, and has no share in any pixel. (Were it replaced by the other one, columns would not
+    lie one behind the other, from which the compiler knows how best to read.)
+    """
+    before = cell_x.to(tl.int64) * column_stride
+    behind = before + column_stride
+    starts, ends = inside & (cell_x >= 0) & (cell_x < low_width), inside & (cell_x + 1 < low_width)
+    start = _load(base, class_stride, rows, classes, ends_y[0] + before, starts, 0.0)
+    start += (_load(base, class_stride, rows, classes, ends_y[1] + before, starts, 0.0) - start) * down
+    end = _load(base, class_stride, rows, classes, ends_y[0] + behind, ends, 0.0)
+    end += (_load(base, class_stride, rows, classes, ends_y[1] + behind, ends, 0.0) - end) * down
     return start, end
 
 
@@ -194,9 +201,9 @@ def _own(source, full, rows, classes, pixel, y, x, inside, KIND: tl.constexpr, A
     label, where, class_stride, row_stride, column_stride, height, width, scale, hit, miss, slack = source
     if KIND == TEACHER_LOW:
         cell_y, cell_x = _cell(y, height, full[0], ALIGN), _cell(x, width, full[1], ALIGN)
-        ends_y, ends_x = _ends(cell_y, height, row_stride), _ends(cell_x, width, column_stride)
-        down = _share(y, cell_y, height, full[0], ALIGN) + tl.zeros(inside.shape, tl.float32)
-        start, end = _sides(label, class_stride, rows, classes, ends_y, ends_x, down[None, :], inside)
+        ends_y = _ends(cell_y, height, row_stride)
+        down = (_share(y, cell_y, height, full[0], ALIGN) + tl.zeros(inside.shape, tl.float32))[None, :]
+        start, end = _sides(label, class_stride, column_stride, rows, classes, ends_y, cell_x, width, down, inside)
         return _between(start, end, _share(x, cell_x, width, full[1], ALIGN), rows, classes)
     else:
         other = 0.0 if KIND == DENSE else -float("inf")
@@ -476,12 +483,11 @@ def gradient_blocks(
 @triton.jit
 def _row(base, strides, low, cell_y, cell_x, down, ra, rb, classes, B: tl.constexpr):
     """The sides of cells, of both parts."""
-    ends_y, ends_x = _ends(cell_y, low[0], strides[1]), _ends(cell_x, low[1], strides[2])
-    real = cell_x < low[1]
-    start_a, end_a = _sides(base, strides[0], ra, classes, ends_y, ends_x, down, real)
+    ends_y, inside = _ends(cell_y, low[0], strides[1]), cell_x < low[1]
+    start_a, end_a = _sides(base, strides[0], strides[2], ra, classes, ends_y, cell_x, low[1], down, inside)
     start_b, end_b = start_a, end_a
     if B > 0:
-        start_b, end_b = _sides(base, strides[0], rb, classes, ends_y, ends_x, down, real)
+        start_b, end_b = _sides(base, strides[0], strides[2], rb, classes, ends_y, cell_x, low[1], down, inside)
     return start_a, end_a, start_b, end_b
 
 
@@ -637,7 +643,8 @@ def gradient_cells(
                 here_start_b, below_start_b = _spread(here_start_b, below_start_b, start_b, down)
                 here_end_b, below_end_b = _spread(here_end_b, below_end_b, end_b, down)
         if cell_y >= top:
-            row, column = _ends(cell_y, low_height, gradient_row)[0], _ends(cell_x, low_width, gradient_column)[1]
+            row = _ends(cell_y, low_height, gradient_row)[0]
+            column = (cell_x + 1).to(tl.int64) * gradient_column
             joined = _join(here_start_a, here_end_a, scratch, ra, BLOCK)
             _write(gradient, gradient_class, ra, classes, row + column, owned, joined)
             if B > 0:
