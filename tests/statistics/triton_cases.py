@@ -401,7 +401,8 @@ def test_a_label_that_requires_grad_raises() -> None:
         case.statistics(backend="triton")
 
 
-def test_compiles_in_one_graph() -> None:
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_in_one_graph(dynamic: bool) -> None:
     torch._dynamo.reset()
     case = make_low("hard", (2, 3), (4, 5))
     want = set(oracle.USUAL)
@@ -409,7 +410,8 @@ def test_compiles_in_one_graph() -> None:
     def run(logits: Tensor) -> Any:
         return case.statistics(logits, backend="triton", want=want)
 
-    compiled, plain = torch.compile(run, fullgraph=True, backend="aot_eager")(case.logits), run(case.logits)
+    compiled = torch.compile(run, fullgraph=True, dynamic=dynamic, backend="aot_eager")(case.logits)
+    plain = run(case.logits)
     assert all(torch.equal(compiled[name], plain[name]) for name in plain.fields())
     slopes = [oracle.gradient_of(value.overlap.sum(), case.logits) for value in (compiled, plain)]
     assert torch.equal(*slopes)

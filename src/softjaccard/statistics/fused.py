@@ -96,6 +96,11 @@ def _power_of_two(number: float) -> int:
     return 1 << int(log2(max(1, number)))
 
 
+def _warps(elements: int, each: int, most: int) -> int:
+    """How many warps hold so many elements with at most so many in ``each`` thread; a power of two."""
+    return min(1 << ceil(log2(max(1, elements / (32 * each)))), most)
+
+
 def _parts(classes: int, whole: bool = False) -> tuple[int, int]:
     """The rows for so many classes: two powers of two where they waste less than one does, unless ``whole``."""
     a = _power_of_two(classes)
@@ -114,7 +119,7 @@ def _tile(logits: Tensor, pixel_stride: int, together: bool) -> Tile:
     elements = max(5 * vector, 20)
     fewest = 64 // size if a + b <= 256 else 16  # whole sectors of 32 bytes, better two
     block = min(max(_power_of_two(32 * elements / (a + b)), fewest), 256)
-    warps = min(_power_of_two(1.99 * (a + b) * block / (32 * elements)), 16)
+    warps = _warps((a + b) * block, elements, 16)
     # A thread then holds many pixels of one class.
     return Tile(a, b, block, 1 if together else block // vector, warps)
 
@@ -124,7 +129,7 @@ def _cell_tile(classes: int, together: bool) -> Tile:
     a, b = _parts(classes, together)
     elements = 12  # for each thread: with the sums at four corners and temporaries they fill its registers
     block = 32 if a + b <= 8 else min(max(_power_of_two(8 * 32 * elements / (a + b)), 4), 16)
-    warps = min(_power_of_two(1.99 * (a + b) * block / (32 * elements)), 8)
+    warps = _warps((a + b) * block, elements, 8)
     return Tile(a, b, block, block, warps)
 
 
