@@ -116,7 +116,14 @@ def cases(everything: bool) -> list[tuple[str, Tensor, Any, dict[str, Any]]]:
         }[kind]()
 
     shapes = [(8, 19, 512, 1024), (8, 150, 512, 512)]
-    shapes += [(8, 21, 512, 512), (4, 2, 512, 512), (2, 1024, 256, 256), (2, 3, 61, 67), (2, 150, 61, 67)] * everything
+    shapes += [
+        (8, 21, 512, 512),
+        (4, 2, 512, 512),
+        (2, 1024, 256, 256),
+        (2, 257, 61, 67),
+        (2, 3, 61, 67),
+        (2, 150, 61, 67),
+    ] * everything
     kinds = ["hard", "teacher"] + ["smoothed", "teacher_low", "dense"] * everything
     result = []
     for b, c, h, w in shapes:

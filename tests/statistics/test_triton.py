@@ -145,4 +145,5 @@ def test_everything_compiles_for_hopper(offline: Any, monkeypatch: pytest.Monkey
     for name, arguments, compiled in compile_all(offline.cases(everything=True), monkeypatch):
         found = offline.resources(compiled)
         assert found["SHARED"] <= 48 * 1024, name
+        assert found["STACK"] <= 2048, name  # more would mean that a tile is kept in memory
         assert found["REG"] * arguments["num_warps"] * 32 <= 65536, name

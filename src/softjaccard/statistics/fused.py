@@ -102,9 +102,13 @@ def _warps(elements: int, each: int, most: int) -> int:
 
 
 def _parts(classes: int, whole: bool = False) -> tuple[int, int]:
-    """The rows for so many classes: two powers of two where they waste less than one does, unless ``whole``."""
+    """The rows for so many classes: two powers of two where they waste less than one does, unless ``whole``.
+
+    A thread has about five rows. Of the smaller part it should have at least one, or threads would hold copies: with
+    128 + 4 rows the compiler makes code that hardly moves.
+    """
     a = _power_of_two(classes)
-    b = max(4, 1 << (classes - a - 1).bit_length()) if classes > a else 0
+    b = max(4, a // 4, 1 << (classes - a - 1).bit_length()) if classes > a else 0
     return (2 * a, 0) if b >= a or (whole and b) else (a, b)
 
 
@@ -127,7 +131,7 @@ def _tile(logits: Tensor, pixel_stride: int, together: bool) -> Tile:
 def _cell_tile(classes: int, together: bool) -> Tile:
     """The tile, of cells, for interpolated logits."""
     a, b = _parts(classes, together)
-    elements = 12  # for each thread: with the sums at four corners and temporaries they fill its registers
+    elements = 10  # for each thread: with the sums at four corners and temporaries they fill its registers
     block = 32 if a + b <= 8 else min(max(_power_of_two(8 * 32 * elements / (a + b)), 4), 16)
     warps = _warps((a + b) * block, elements, 8)
     return Tile(a, b, block, block, warps)
