@@ -59,7 +59,8 @@ def test_imports_point_downwards(part: str) -> None:
 def test_the_core_imports_nothing_but_torch(part: str) -> None:
     for path in files_of(part):
         foreign = {name.split(".")[0] for name in imported_modules(path)} - sys.stdlib_module_names
-        assert foreign <= {"torch", "softjaccard", "typing_extensions"}, path.name
+        kernels = {"triton"} if path.name == "triton_kernels.py" else set()  # loaded on first use
+        assert foreign <= {"torch", "softjaccard", "typing_extensions"} | kernels, path.name
 
 
 def test_import_loads_no_heavy_library_and_touches_no_device() -> None:

@@ -71,7 +71,7 @@ class CrossEntropyLoss(StatisticsLoss):
         upsample: ``"bilinear"`` for logits of a lower resolution than the label, which are interpolated inside; see
             :func:`~softjaccard.statistics.region_statistics`.
         align_corners: of the interpolation.
-        backend: ``"auto"``, ``"chunked"`` or ``"reference"``.
+        backend: ``"auto"``, ``"chunked"``, ``"triton"`` or ``"reference"``.
         process_group: the loss of the batches of several ranks joined, with DistributedDataParallel: the name
             ``"world"`` (this process alone where torch.distributed is not initialised) or a
             :class:`torch.distributed.ProcessGroup`. See :mod:`softjaccard.losses`.

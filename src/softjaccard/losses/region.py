@@ -105,7 +105,7 @@ class TverskyLoss(StatisticsLoss):
         align_corners: of the interpolation.
         reduction: ``"mean"``, or ``"none"`` for the losses of the classes, ``(C,)`` per data set and ``(B, C)`` per
             image or class, 0 where inactive and without class weights.
-        backend: ``"auto"``, ``"chunked"`` or ``"reference"``.
+        backend: ``"auto"``, ``"chunked"``, ``"triton"`` or ``"reference"``.
         process_group: the loss of the batches of several ranks joined, with DistributedDataParallel: the name
             ``"world"`` (this process alone where torch.distributed is not initialised) or a
             :class:`torch.distributed.ProcessGroup`. See :mod:`softjaccard.losses`.

@@ -20,17 +20,26 @@ from softjaccard.labels.kinds import (
     as_label,
 )
 from softjaccard.statistics.chunked import chunked
+from softjaccard.statistics.fused import fused, supports
 from softjaccard.statistics.pixels import FIELDS, Options
 from softjaccard.statistics.reference import reference
 
 Gradient: TypeAlias = Literal["exact", "error_scaled"]
-Backend: TypeAlias = Literal["auto", "reference", "chunked"]
+Backend: TypeAlias = Literal["auto", "reference", "chunked", "triton"]
 Upsample: TypeAlias = Literal["bilinear"] | None
 
+
+def _auto(logits: Tensor, label: Label, mask: Tensor | None, options: Options) -> dict[str, Tensor]:
+    """The fastest backend that takes the case."""
+    on_device = logits.device.type == "cuda" and supports(logits, label, mask, options) is None
+    return (fused if on_device else chunked)(logits, label, mask, options)
+
+
 _BACKENDS: dict[str, Callable[[Tensor, Label, Tensor | None, Options], dict[str, Tensor]]] = {
-    "auto": chunked,
+    "auto": _auto,
     "chunked": chunked,
     "reference": reference,
+    "triton": fused,
 }
 _ACTIVATIONS = ("softmax", "sigmoid", None)
 _GRADIENTS = ("exact", "error_scaled")
@@ -298,8 +307,8 @@ def region_statistics(
     """Sum up predictions and label over the pixels of each image and class.
 
     This is the only place where the losses touch pixels. Pixels that are ignored or have weight 0 change nothing,
-    whatever their logits. Gradients flow back to the logits; ``chunked`` saves nothing for it but the logits and the
-    label, and gives no double backward and no gradient to the label, which ``reference`` gives.
+    whatever their logits. Gradients flow back to the logits; ``chunked`` and ``triton`` save nothing for it but the
+    logits and the label, and give no double backward and no gradient to the label, which ``reference`` gives.
 
     Values are checked in eager mode on the CPU. On other devices and under torch.compile an invalid class id or
     probability makes the image's statistics NaN instead, because looking at the values would stall the device.
@@ -320,14 +329,16 @@ def region_statistics(
         align_corners: as in :func:`torch.nn.functional.interpolate`.
         size: ``(H, W)`` to interpolate to; None takes the label's, or the mask's if the label is a teacher's.
         want: the names of the statistics to compute.
-        backend: ``"auto"``, ``"chunked"`` (constant extra memory) or ``"reference"`` (plain autograd).
+        backend: ``"chunked"`` (constant extra memory, any device), ``"triton"`` (CUDA kernels: softmax, any label but
+            votes, up to 1024 classes, not float64), ``"reference"`` (plain autograd), or ``"auto"``: ``"triton"`` where
+            it takes the case and else ``"chunked"``.
 
     Returns:
         The statistics; those not in ``want`` are None.
 
     Raises:
         TypeError: an argument has the wrong dtype.
-        ValueError: a shape does not fit, an option is unknown, or a value is invalid.
+        ValueError: a shape does not fit, an option is unknown, a value is invalid, or a backend can't take the case.
 
     Example:
         >>> logits = torch.zeros(1, 2, 4)
