@@ -20,7 +20,7 @@ from softjaccard.statistics.pixels import Options, sum_dtype
 from softjaccard.statistics.threads import in_threads
 
 #: Logits in a tile on the CPU: small enough for a core's caches, large enough to outweigh Python.
-TILE_ELEMENTS = 2**19
+TILE_ELEMENTS = 2**18
 #: On other devices a tile has to outweigh the launches of its kernels, some 0.1 ms; estimated, not measured.
 DEVICE_TILE_ELEMENTS = 2**23
 
