@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 import torch
 
 import softjaccard as sj
+from softjaccard.statistics import threads
 
 
 @pytest.fixture(autouse=True)
@@ -29,10 +30,10 @@ def value_and_gradient(label: torch.Tensor | sj.TeacherLabel) -> tuple[torch.Ten
 def test_the_result_does_not_depend_on_the_number_of_threads(kind: str) -> None:
     label = torch.randint(5, (2, 9, 11)) if kind == "hard" else sj.TeacherLabel(torch.randn(2, 5, 9, 11))
     results = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
         results.append(value_and_gradient(label))
-        assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == number
     for result in results[1:]:
         assert all(torch.equal(mine, first) for mine, first in zip(result, results[0], strict=True))
 
@@ -66,3 +67,32 @@ def test_under_inference_mode() -> None:
     with torch.inference_mode():
         inside = sj.jaccard_loss(logits.clone(), label)
     torch.testing.assert_close(inside.clone(), sj.jaccard_loss(logits, label))
+
+
+def test_every_caller_gets_its_own_number_back() -> None:
+    torch.set_num_threads(3)
+    first_in, second_in, first_out = Event(), Event(), Event()
+    counts = {}
+
+    def first() -> None:
+        with threads._one_thread_each():
+            counts["inside"] = torch.get_num_threads()
+            first_in.set()
+            second_in.wait(10)
+        counts["first"] = torch.get_num_threads()
+        first_out.set()
+
+    def second() -> None:
+        first_in.wait(10)
+        with threads._one_thread_each():  # of a thread new to torch
+            second_in.set()
+            first_out.wait(10)
+        counts["second"] = torch.get_num_threads()
+
+    callers = [Thread(target=first), Thread(target=second)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert counts == {"inside": 1, "first": 3, "second": 3}
+    assert torch.get_num_threads() == 3

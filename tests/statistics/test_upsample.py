@@ -238,6 +238,38 @@ def test_losses_interpolate(loss: Any) -> None:
         oracle.close(compound(case.logits, case.label), sj.CompoundLoss(loss())(corners, case.label), 1e-10)
 
 
+def test_functions_take_the_size(small_tiles: None) -> None:
+    teacher = sj.TeacherLabel(torch.randn(2, 3, 4, 4))
+    logits = torch.randn(2, 3, 4, 4)
+    for function, module in (
+        (sj.jaccard_loss, sj.JaccardLoss), (sj.dice_loss, sj.DiceLoss), (sj.cross_entropy, sj.CrossEntropyLoss),
+        (sj.kl_divergence, sj.KLDivergenceLoss),
+    ):  # fmt: skip
+        expected = module(upsample="bilinear")(logits, teacher, size=(8, 8))
+        assert torch.equal(function(logits, teacher, size=(8, 8), upsample="bilinear"), expected)
+    region = sj.TverskyLoss(0.3, 0.7, upsample="bilinear")
+    expected = sj.tversky_loss(logits, teacher, alpha=0.3, beta=0.7, upsample="bilinear", size=(8, 8))
+    assert torch.equal(region(logits, teacher, size=(8, 8)), expected)
+    assert torch.equal(
+        sj.compound_loss(logits, teacher, region=region, size=(8, 8)),
+        sj.CompoundLoss(region)(logits, teacher, size=(8, 8)),
+    )
+
+
+def test_in_inference_mode_with_threads(monkeypatch: pytest.MonkeyPatch, small_tiles: None) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    with torch.inference_mode():
+        logits = torch.randn(2, 5, 4, 6)
+        full = torch.nn.functional.interpolate(logits, (16, 24), mode="bilinear")
+        assert torch.equal(sj.statistics.class_map(logits, (16, 24)), full.argmax(1))
+
+
+@pytest.mark.parametrize("logits", [torch.zeros(1, 0, 4, 4), torch.zeros(1, 2, 0, 4), torch.zeros(1, 2, 4)])
+def test_class_map_refuses_what_has_no_classes(logits: Tensor) -> None:
+    with pytest.raises(ValueError, match="logits"):
+        sj.statistics.class_map(logits, (8, 8))
+
+
 LOW, INDEX = torch.zeros(2, 3, 4, 5), torch.zeros(2, 16, 20, dtype=torch.int64)
 BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"logits": torch.zeros(2, 3, 4), "label": INDEX[..., 0]}, ["upsample", "two spatial dimensions", "2, 3, 4"]),
@@ -247,8 +279,13 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"label": sj.TeacherLabel(torch.zeros(2, 4, 4, 5)), "size": (16, 20)}, ["label", "teacher", "2, 4, 4, 5"]),
     ({"label": sj.TeacherLabel(LOW)}, ["size", "height, width"]),
     ({"size": (16, 21)}, ["size", "16, 20", "16, 21"]),
-    ({"size": (16,)}, ["size", "16, 20", "(16,)"]),
+    ({"size": (16,)}, ["size", "height, width", "(16,)"]),
     ({"size": (16,), "label": sj.TeacherLabel(LOW)}, ["size", "height, width", "(16,)"]),
+    ({"size": 16}, ["size", "height, width", "16"]),
+    ({"size": (16.0, 20)}, ["size", "whole numbers", "16.0"]),
+    ({"size": ()}, ["size", "height, width", "()"]),
+    ({"label": INDEX[:, 0, 0]}, ["label", "(2,)", "2, 4, 5"]),
+    ({"align_corners": "no"}, ["align_corners", "'no'"]),
     ({"size": (0, 20), "label": sj.TeacherLabel(LOW)}, ["size", "0, 20"]),
     ({"size": (16, 20), "upsample": None}, ["size", "upsample"]),
     ({"upsample": None}, ["label", "16, 20", "upsample='bilinear'"]),

@@ -65,7 +65,7 @@ class StatisticsLoss(nn.Module, ABC):
     ) -> None:
         """Keep the options of the pixel pass."""
         super().__init__()
-        check_options(activation, temperature, gradient, ignore_index, upsample, backend)
+        check_options(activation, temperature, gradient, ignore_index, upsample, align_corners, backend)
         check_process_group(process_group)
         self.register_buffer("class_weight", as_class_weight(class_weight))
         self.activation: Activation = activation
@@ -179,3 +179,10 @@ class StatisticsLoss(nn.Module, ABC):
                 "loss.process_group = None before and the group again after loading"
             )
         return self.__dict__
+
+
+def value_of(
+    loss: StatisticsLoss, logits: Tensor, label: LabelLike, mask: Tensor | None, size: Sequence[int] | None
+) -> Tensor:
+    """The value of a loss made on the spot; its class weights are on the CPU until here."""
+    return loss.to(logits.device).forward(logits, label, mask, size=size)

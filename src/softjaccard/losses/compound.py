@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from softjaccard.labels import LabelLike
-from softjaccard.losses.base import StatisticsLoss, expect_number
+from softjaccard.losses.base import StatisticsLoss, expect_number, value_of
 from softjaccard.losses.cross_entropy import mean_over_labels
 from softjaccard.losses.region import JaccardLoss, TverskyLoss
 from softjaccard.statistics.region import RegionStatistics
@@ -89,7 +89,8 @@ def compound_loss(
     region_weight: float = 0.75,
     cross_entropy_weight: float = 0.25,
     class_weight: Sequence[float] | Tensor | None = None,
+    size: Sequence[int] | None = None,
 ) -> Tensor:
     """The function of :class:`CompoundLoss`: same arguments, same result; ``region`` defaults to ``JaccardLoss()``."""
     loss = CompoundLoss(region or JaccardLoss(), region_weight, cross_entropy_weight, class_weight=class_weight)
-    return loss.to(logits.device).forward(logits, label, mask)
+    return value_of(loss, logits, label, mask, size)

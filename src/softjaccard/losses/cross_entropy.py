@@ -10,7 +10,7 @@ from torch import Tensor
 
 from softjaccard.labels import LabelLike
 from softjaccard.labels.kinds import Activation
-from softjaccard.losses.base import StatisticsLoss
+from softjaccard.losses.base import StatisticsLoss, value_of
 from softjaccard.statistics.distributed import ProcessGroupLike
 from softjaccard.statistics.pixels import is_binary
 from softjaccard.statistics.region import Backend, RegionStatistics, Upsample
@@ -148,14 +148,24 @@ class KLDivergenceLoss(CrossEntropyLoss):
 
 
 def cross_entropy(
-    logits: Tensor, label: LabelLike, mask: Tensor | None = None, **options: Unpack[CrossEntropyOptions]
+    logits: Tensor,
+    label: LabelLike,
+    mask: Tensor | None = None,
+    *,
+    size: Sequence[int] | None = None,
+    **options: Unpack[CrossEntropyOptions],
 ) -> Tensor:
     """The function of :class:`CrossEntropyLoss`: same arguments, same result."""
-    return CrossEntropyLoss(**options).to(logits.device).forward(logits, label, mask)
+    return value_of(CrossEntropyLoss(**options), logits, label, mask, size)
 
 
 def kl_divergence(
-    logits: Tensor, label: LabelLike, mask: Tensor | None = None, **options: Unpack[CrossEntropyOptions]
+    logits: Tensor,
+    label: LabelLike,
+    mask: Tensor | None = None,
+    *,
+    size: Sequence[int] | None = None,
+    **options: Unpack[CrossEntropyOptions],
 ) -> Tensor:
     """The function of :class:`KLDivergenceLoss`: same arguments, same result."""
-    return KLDivergenceLoss(**options).to(logits.device).forward(logits, label, mask)
+    return value_of(KLDivergenceLoss(**options), logits, label, mask, size)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from softjaccard.labels import LabelLike
 from softjaccard.labels.kinds import Activation
-from softjaccard.losses.base import StatisticsLoss, expect_number
+from softjaccard.losses.base import StatisticsLoss, expect_number, value_of
 from softjaccard.statistics.distributed import ProcessGroupLike
 from softjaccard.statistics.reducer import PER, Per, reduce_classes, reduce_sums, sum_images
 from softjaccard.statistics.region import Backend, Gradient, RegionStatistics, Upsample
@@ -302,14 +302,20 @@ def tversky_loss(
     *,
     alpha: float,
     beta: float,
+    size: Sequence[int] | None = None,
     **options: Unpack[RegionOptions],
 ) -> Tensor:
     """The function of :class:`TverskyLoss`: same arguments, same result."""
-    return _value(TverskyLoss(alpha, beta, **options), logits, label, mask)
+    return value_of(TverskyLoss(alpha, beta, **options), logits, label, mask, size)
 
 
 def jaccard_loss(
-    logits: Tensor, label: LabelLike, mask: Tensor | None = None, **options: Unpack[RegionOptions]
+    logits: Tensor,
+    label: LabelLike,
+    mask: Tensor | None = None,
+    *,
+    size: Sequence[int] | None = None,
+    **options: Unpack[RegionOptions],
 ) -> Tensor:
     """The function of :class:`JaccardLoss`: same arguments, same result.
 
@@ -317,17 +323,19 @@ def jaccard_loss(
         >>> jaccard_loss(torch.zeros(1, 2, 4), torch.tensor([[0, 0, 1, 1]]), smooth=0)
         tensor(0.6667)
     """
-    return _value(JaccardLoss(**options), logits, label, mask)
+    return value_of(JaccardLoss(**options), logits, label, mask, size)
 
 
-def dice_loss(logits: Tensor, label: LabelLike, mask: Tensor | None = None, **options: Unpack[RegionOptions]) -> Tensor:
+def dice_loss(
+    logits: Tensor,
+    label: LabelLike,
+    mask: Tensor | None = None,
+    *,
+    size: Sequence[int] | None = None,
+    **options: Unpack[RegionOptions],
+) -> Tensor:
     """The function of :class:`DiceLoss`: same arguments, same result."""
-    return _value(DiceLoss(**options), logits, label, mask)
-
-
-def _value(loss: StatisticsLoss, logits: Tensor, label: LabelLike, mask: Tensor | None) -> Tensor:
-    """The value of a loss made on the spot; its class weights are on the CPU until here."""
-    return loss.to(logits.device).forward(logits, label, mask)
+    return value_of(DiceLoss(**options), logits, label, mask, size)
 
 
 def _expect_option(name: str, value: str, allowed: tuple[str, ...]) -> str:

@@ -58,7 +58,7 @@ def _sum_by_class(values: Tensor, ids: Tensor, classes: int) -> Tensor:
         # scatter_add_ on an accelerator adds in no fixed order.
         hit = ids == torch.arange(classes, device=ids.device)[:, None]
         return torch.stack([torch.where(hit, values[:, i : i + 1], 0.0).sum(2) for i in range(values.shape[1])], 1)
-    sums = torch.zeros((*values.shape[:2], classes), dtype=torch.float64)
+    sums = torch.zeros((*values.shape[:2], classes), dtype=torch.float64, device="cpu")
     return sums.scatter_add_(2, ids.expand_as(values), values.double())
 
 
@@ -194,7 +194,7 @@ def _gradient_softmax(
         slope = _slope_dense(pixels, p, gradients, options, workspace)
     if pixels.weight is not None:
         slope.mul_(pixels.weight)
-    # With s = p slope - y cross_entropy the gradient is s - p sum(s), because the label sums to 1.
+    # With s = p slope - y cross_entropy the gradient is s - p sum(s).
     total = slope.sum(1, keepdim=True)
     return torch.addcmul(slope, p, total, value=-1, out=slope if out is None else out)
 
@@ -244,8 +244,8 @@ class _Work:
         self.teacher = None
         if isinstance(label, TeacherLabel):
             label = replace(label, temperature=label.temperature or options.temperature)
-            if self.tiles.interpolation is not None:
-                self.teacher = Interpolation(label.logits, options, self.tiles.interpolation.order)
+            if options.size is not None:
+                self.teacher = Interpolation(label.logits, options, self.tiles.order)
         self.label = _ClassIds(label.index) if self.hard and isinstance(label, HardLabel) else label
         self.options = replace(options, temperature=1.0)  # the tiles divide by it
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from softjaccard.statistics.pixels import Options
-from softjaccard.statistics.region import expect_size
+from softjaccard.statistics.region import expect_logits, expect_size
 from softjaccard.statistics.tiles import Tile, Tiles, Workspace
 
 
@@ -27,12 +27,14 @@ def class_map(logits: Tensor, size: Sequence[int], *, align_corners: bool = Fals
         int64 ``(B, H, W)``.
 
     Raises:
-        ValueError: ``logits`` have not two spatial dimensions, or ``size`` is smaller than theirs.
+        TypeError: ``logits`` is no float tensor.
+        ValueError: ``logits`` is empty or has not two spatial dimensions, or ``size`` is smaller than theirs.
 
     Example:
         >>> class_map(torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]]), (1, 4))
         tensor([[[0, 0, 1, 1]]])
     """
+    expect_logits(logits, None)
     height, width = expect_size(size, logits=logits)
     plan = Tiles(logits.detach(), Options(size=(height, width), align_corners=align_corners))
     result = torch.empty((len(logits), height, width), dtype=torch.int64, device=logits.device)

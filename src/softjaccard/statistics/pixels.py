@@ -129,7 +129,7 @@ def resolve_pixels(
         weight = counted.to(dtype) if weight is None else torch.where(counted, weight, 0.0)
     if check.invalid is not None:
         invalid = check.invalid if options.per_channel else check.invalid.any(1, keepdim=True)
-        weight = torch.where(invalid, float("nan"), 1.0 if weight is None else weight)
+        weight = torch.where(invalid, float("nan"), wide.new_ones(()) if weight is None else weight)
     return Pixels(wide, value, weight)
 
 

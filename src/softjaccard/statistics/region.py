@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -211,12 +212,14 @@ def check_options(
     gradient: Gradient,
     ignore_index: int,
     upsample: Upsample,
+    align_corners: bool,
     backend: Backend,
 ) -> None:
     """Raise a ValueError or TypeError that names the option of :func:`region_statistics` that can't be."""
     _one_of("activation", activation, _ACTIVATIONS)
     _one_of("gradient", gradient, _GRADIENTS)
     _one_of("upsample", upsample, _UPSAMPLES)
+    _one_of("align_corners", align_corners, (False, True))
     _one_of("backend", backend, _BACKENDS)
     if not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index: expected an integer such as 255, got {ignore_index!r}")
@@ -226,7 +229,8 @@ def check_options(
         raise ValueError(f"temperature: only logits can be divided, but activation is None; got {temperature}")
 
 
-def _expect_logits(logits: Tensor, activation: Activation) -> None:
+def expect_logits(logits: Tensor, activation: Activation) -> None:
+    """Raise a TypeError or ValueError unless these are float ``(B, C, *spatial)`` with some pixel."""
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         raise TypeError(f"logits: expected a float tensor (B, C, *spatial), got {describe(logits)}")
     if logits.ndim < 3 or logits.numel() == 0:
@@ -251,9 +255,12 @@ def _resolution(label: LabelLike) -> torch.Size | None:
 
 def expect_size(size: Sequence[int], **sources: Tensor) -> tuple[int, int]:
     """``size`` as (H, W), checked to be at least that of every source, which it names in its errors."""
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"size: expected (height, width), got {tuple(size)}")
-    height, width = size
+    try:
+        height, width = (index(length) for length in size)
+    except (TypeError, ValueError):
+        raise ValueError(f"size: expected two whole numbers (height, width), got {size!r}") from None
+    if min(height, width) < 1:
+        raise ValueError(f"size: expected (height, width) of at least 1, got {(height, width)}")
     for name, source in sources.items():
         if source.ndim != 4:
             raise ValueError(
@@ -271,16 +278,21 @@ def expect_size(size: Sequence[int], **sources: Tensor) -> tuple[int, int]:
 def _target_size(logits: Tensor, label: LabelLike, mask: Tensor | None, size: Sequence[int] | None) -> tuple[int, int]:
     """The height and width to which logits are interpolated: ``size``, else the label's, else the mask's."""
     own = _resolution(label)
-    target = size or own or (mask.shape[-2:] if isinstance(mask, Tensor) else None)
+    if own is not None and len(own) != 2:
+        return logits.shape[-2], logits.shape[-1]  # no label that fits; what follows says so
+    target: Sequence[int] | None = own if size is None else size
+    if target is None and isinstance(mask, Tensor):
+        target = mask.shape[-2:]
     if target is None:
         raise ValueError(
             "size: a teacher's label without a mask has no resolution of its own to interpolate to; pass "
             "size=(height, width)"
         )
-    if own is not None and own != torch.Size(target):
-        raise ValueError(f"size: expected the label's height and width {tuple(own)}, got {tuple(target)}")
     teacher = {"label": label.logits} if isinstance(label, TeacherLabel) else {}
-    return expect_size(target, logits=logits, **teacher)
+    found = expect_size(target, logits=logits, **teacher)
+    if own is not None and own != found:
+        raise ValueError(f"size: expected the label's height and width {tuple(own)}, got {found}")
+    return found
 
 
 def _counts_channels(label: Label, mask: Tensor | None, shape: torch.Size) -> bool:
@@ -326,6 +338,7 @@ def region_statistics(
             gradient vector field surgery, MIDL 2026, PMLR 315); ``"exact"`` leaves it.
         upsample: ``"bilinear"``: the logits ``(B, C, h, w)``, and a teacher's, may have a lower resolution than the
             label. They are interpolated before the softmax, a part at a time, and never stored at full resolution.
+            Infinite logits become NaN: a class is switched off by a large negative number instead.
         align_corners: as in :func:`torch.nn.functional.interpolate`.
         size: ``(H, W)`` to interpolate to; None takes the label's, or the mask's if the label is a teacher's.
         want: the names of the statistics to compute.
@@ -346,10 +359,10 @@ def region_statistics(
         >>> statistics.prediction, statistics.overlap
         (tensor([[2., 2.]]), tensor([[1.5000, 0.5000]]))
     """
-    check_options(activation, temperature, gradient, ignore_index, upsample, backend)
+    check_options(activation, temperature, gradient, ignore_index, upsample, align_corners, backend)
     for name in want:
         _one_of("want", name, FIELDS)
-    _expect_logits(logits, activation)
+    expect_logits(logits, activation)
     shape, teacher_shape = logits.shape, logits.shape
     if upsample is not None and isinstance(label, (Tensor, Label)):
         shape = torch.Size((*logits.shape[:2], *_target_size(logits, label, mask, size)))

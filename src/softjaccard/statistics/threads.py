@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -17,27 +18,27 @@ Scratch = TypeVar("Scratch")
 Result = TypeVar("Result")
 
 
-class _OneThreadEach:
-    """While entered, torch's operators use one thread each; several callers may be inside at a time."""
-
-    def __init__(self) -> None:
-        self._lock, self._inside, self._threads = threading.Lock(), 0, 1
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._threads = torch.get_num_threads()
-                torch.set_num_threads(1)
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                torch.set_num_threads(self._threads)
+_lock, _inside = threading.Lock(), list[int]()
 
 
-_one_thread_each = _OneThreadEach()
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Meanwhile torch's operators use one thread each where they are called from this thread.
+
+    The number belongs to each thread; one that is new to torch takes the number set last, wherever.
+    """
+    with _lock:
+        own = torch.get_num_threads()
+        if own == 1 and _inside:  # new to torch, it has just taken the 1 of the others in here
+            own = _inside[0]
+        _inside.append(own)
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside.remove(own)
+            torch.set_num_threads(own)
 
 
 def in_threads(
@@ -50,16 +51,16 @@ def in_threads(
     busy. On other devices there is one thread.
     """
     threads = min(torch.get_num_threads(), MOST_THREADS, len(parts)) if device.type == "cpu" else 1
-    own = threading.local()
+    own, inference = threading.local(), torch.is_inference_mode_enabled()
 
     def in_thread(part: Part) -> Result:
         if not hasattr(own, "scratch"):
             own.scratch = scratch()
-        with torch.no_grad():  # a new thread starts with gradients on
+        with torch.inference_mode(inference), torch.no_grad():  # a new thread starts with neither
             return work(part, own.scratch)
 
     if threads <= 1:
         yield from map(in_thread, parts)
         return
-    with _one_thread_each, ThreadPoolExecutor(threads) as pool:
+    with _one_thread_each(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         yield from pool.map(in_thread, parts)

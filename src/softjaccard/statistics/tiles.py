@@ -78,7 +78,7 @@ class _Axis(NamedTuple):
     @staticmethod
     def between(source: int, target: int, align_corners: bool) -> _Axis:
         """The axis of the definition that torch and others use."""
-        position = torch.arange(target, dtype=torch.float64)
+        position = torch.arange(target, dtype=torch.float64, device="cpu")
         if align_corners:
             position *= (source - 1) / max(target - 1, 1)
         else:
@@ -199,11 +199,13 @@ class Tiles:
     def __init__(self, logits: Tensor, options: Options) -> None:
         """Plan the tiles of ``(B, C, *spatial)``, or of its interpolation."""
         self.logits, self.options = logits, options
-        self.interpolation = None if options.size is None else Interpolation(logits, options)
-        if self.interpolation is None:
-            shape = tuple(logits.shape)
-        else:  # whole rows only
-            shape = (len(logits), logits.shape[1] * self.interpolation.size[1], self.interpolation.size[0])
+        self.interpolation = None
+        if options.size is not None and logits.shape[2:] != options.size:
+            self.interpolation = Interpolation(logits, options)
+        self.order = 1 if self.interpolation is None else self.interpolation.order
+        shape = tuple(logits.shape)
+        if options.size is not None:  # whole rows only
+            shape = (shape[0], shape[1] * options.size[1], options.size[0])
         self.all = list(tiles(shape, logits.device))
 
     def values(self, tile: Tile, workspace: Workspace) -> Tensor:
@@ -216,17 +218,17 @@ class Tiles:
 
     def cut(self, tensor: Tensor, tile: Tile) -> Tensor:
         """A tile of ``(B, *spatial)`` as ``(b, n)``, or of ``(B, K, *spatial)`` as ``(b, K, n)``."""
-        order = 1 if self.interpolation is None else self.interpolation.order
         if tensor.ndim == self.logits.ndim:
-            return _in_order(tensor[_with_channels(tile)], order).flatten(2)
-        return _in_order(tensor[tile], order).flatten(1)
+            return _in_order(tensor[_with_channels(tile)], self.order).flatten(2)
+        return _in_order(tensor[tile], self.order).flatten(1)
 
     def in_place(self, values: Tensor, tile: Tile) -> Tensor:
         """The values ``(b, n)`` of a tile's pixels as the part ``(b, *spatial)`` of a whole map."""
         if self.interpolation is None:
             return values.view(self.logits[:, 0][tile].shape)
-        order, width = self.interpolation.order, self.interpolation.size[1]
-        return values.view(len(values), -1, order, width // order).transpose(2, 3).reshape(len(values), -1, width)
+        width = self.interpolation.size[1]
+        by_phase = values.view(len(values), -1, self.order, width // self.order)
+        return by_phase.transpose(2, 3).reshape(len(values), -1, width)
 
     def target(self, result: Tensor, tile: Tile) -> Tensor | None:
         """The gradient's place in ``result`` as ``(b, C, n)``; None if no view of it has that shape and dtype."""
