@@ -257,6 +257,23 @@ def accumulated_on_ranks(rank: int, ranks: int) -> dict[Any, Any]:
             value = sj.accumulated_backward(network, LOSSES[name](process_group="world"), batches)
             results[dtype, name] = value_and_gradients(network, value)
         results[dtype] = len(averaged) / len(LOSSES)
+    return results | {("buffers", broadcast): _frozen_norm(rank, parts, broadcast) for broadcast in (True, False)}
+
+
+def _frozen_norm(rank: int, parts: list[slice], broadcast: bool) -> list[tuple[Tensor, Tensor]]:
+    """With batch norm whose averages differ between ranks: in micro-batches, and all images of the rank at once."""
+    data, loss = Data(torch.float64), sj.JaccardLoss(process_group="world")
+    results = []
+    for accumulated in (True, False):
+        norm = nn.BatchNorm2d(CLASSES).double().eval()
+        network = DistributedDataParallel(nn.Sequential(make_network(torch.float64), norm), broadcast_buffers=broadcast)
+        norm.running_mean += rank * torch.arange(CLASSES)
+        if accumulated:
+            value = sj.accumulated_backward(network, loss, [data.part("hard", part) for part in parts])
+        else:
+            images, label, mask = data.part("hard", slice(parts[0].start, parts[-1].stop))
+            value = loss(network(images), label, mask)
+        results.append(value_and_gradients(network, value))
     return results
 
 
