@@ -214,7 +214,6 @@ def test_what_cannot_be_accumulated() -> None:
         sj.accumulated_backward(network, sj.JaccardLoss(), [])
     with pytest.raises(ValueError, match=r"loss: expected a scalar, got a tensor of shape \(5,\)"):
         sj.accumulated_backward(network, sj.JaccardLoss(reduction="none"), micro_batches())
-
     with pytest.raises(ValueError, match=r"batch_norm: expected 'refuse' or 'allow', got 'no'"):
         sj.accumulated_backward(network, sj.JaccardLoss(), micro_batches(), batch_norm="no")  # type: ignore[arg-type]
     with torch.no_grad(), pytest.raises(ValueError, match=r"outside of torch\.no_grad"):
@@ -227,8 +226,8 @@ def test_an_error_leaves_the_network_as_it_was() -> None:
     network = stateful(nn.Sequential(nn.BatchNorm2d(4), nn.Dropout()))
     before, state = [buffer.clone() for buffer in network.buffers()], torch.get_rng_state()
     images, label, mask = micro_batches()[1]
+    batches = [*micro_batches(), (images, label + ranks.CLASSES, mask)]
     with pytest.raises(ValueError, match="label"):
-        batches = [*micro_batches(), (images, label + ranks.CLASSES, mask)]
         sj.accumulated_backward(network, sj.JaccardLoss(), batches, batch_norm="allow")
     assert torch.equal(torch.get_rng_state(), state)
     for buffer, value in zip(network.buffers(), before, strict=True):

@@ -85,16 +85,15 @@ def accumulated_backward(
         _refuse_batch_norm(network)
     run = statistics or _default(network, loss)
     batches = list(micro_batches)
-    no_sync = getattr(network, "no_sync", nullcontext)
 
     states, parts = [], []
-    # Without gradients no_sync matters only where ranks join that have run out of batches: it tells them so.
-    with _undone(network), torch.no_grad(), no_sync():
+    with _undone(network), torch.no_grad():
         for batch in batches:
             states.append(_random_states(network))
             parts.append(run(batch))
     value, gradients = _loss_and_gradients(loss, parts, scale)
 
+    no_sync = getattr(network, "no_sync", nullcontext)
     for number, (batch, state) in enumerate(zip(batches, states, strict=True)):
         torch.clear_autocast_cache()  # older torch keeps weights cast without gradient (PyTorch issue 158232)
         _restore_random_states(state)
