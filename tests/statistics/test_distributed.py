@@ -188,10 +188,18 @@ def test_copies_and_pickles(tmp_path: Path) -> None:
         group = dist.group.WORLD
         loss = sj.CompoundLoss(sj.JaccardLoss(process_group=group, class_weight=[1.0, 2.0]))
         copied = copy.deepcopy(torch.nn.ModuleList([loss]))[0]
-        assert copied.process_group is copied.region.process_group is group
+        for other in (copied, copy.copy(loss)):
+            assert other.process_group is other.region.process_group is group
         assert copied.region.class_weight is not loss.region.class_weight
         with pytest.raises(TypeError, match=r"process_group: .* cannot be pickled; use 'world'"):
             pickle.dumps(loss)
+        loss.process_group = None  # as the message says
+        loaded = pickle.loads(pickle.dumps(loss))
+        assert loaded.process_group is loaded.region.process_group is None
+        loaded.process_group = group
+        assert loaded.region.process_group is group
+        with pytest.raises(TypeError, match=r"process_group: expected a torch\.distributed\.ProcessGroup"):
+            loaded.process_group = "word"
     by_name = pickle.loads(pickle.dumps(sj.CompoundLoss(sj.JaccardLoss(process_group="world"))))
     assert by_name.process_group == by_name.region.process_group == "world"
 
