@@ -173,14 +173,14 @@ class StatisticsLoss(nn.Module, ABC):
     def __copy__(self) -> StatisticsLoss:
         """A shallow copy in the same process group."""
         copy = self.__new__(type(self))
-        copy.__dict__.update(super().__getstate__())
+        copy.__dict__.update(self._state())
         return copy
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StatisticsLoss:
         """A copy in the same process group, which itself can't be copied."""
         memo[id(self.process_group)] = self.process_group
         copy = memo[id(self)] = self.__new__(type(self))
-        copy.__dict__.update(deepcopy(super().__getstate__(), memo))
+        copy.__dict__.update(deepcopy(self._state(), memo))
         return copy
 
     def __getstate__(self) -> dict[str, Any]:
@@ -194,4 +194,8 @@ class StatisticsLoss(nn.Module, ABC):
                 "process_group: a ProcessGroup belongs to this process and cannot be pickled; use 'world', or set "
                 "loss.process_group = None before and the group again after loading"
             )
-        return super().__getstate__()
+        return self._state()
+
+    def _state(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return state

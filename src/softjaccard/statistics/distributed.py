@@ -58,10 +58,10 @@ def sum_over_ranks(
     **Ranks that disagree** in layout (number of classes, kind of label, dtype, names of the sums) would wait for each
     other, or add up what does not belong together. For statistics on the CPU every call therefore starts with another
     all-gather, of 512 bytes that name the layout. On other devices, where these have to be read back, only the first
-    call with a layout does. Each rank also sends a number made of its layout: ranks that part later, each to a layout
-    known from before, and have equally many numbers, get NaN. What is not noticed on these devices, and ends as the
-    backend ends it (NCCL waits until its timeout): different amounts of numbers, such as of C = 3 and C = 4, in
-    layouts of which at least one was agreed on before.
+    call with a layout does, and every call sends along a number made of the layout: ranks with different layouts that
+    were agreed on before get NaN. Two cases are not noticed there and end as the backend ends them, NCCL with its
+    timeout: one rank's layout is new and another's is not, or agreed ones have different amounts of numbers (as of
+    C = 3 and C = 4).
 
     Args:
         total: of this rank's images, as from :meth:`RegionStatistics.total`.
