@@ -22,6 +22,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 import softjaccard as sj
+from softjaccard.statistics import distributed
 
 SECONDS = 120  # after which a hanging collective, or a worker, is an error
 set_forkserver_preload(["torch", "softjaccard"])  # imported once for all processes
@@ -176,7 +177,8 @@ def losses_of_parts(rank: int, ranks: int) -> dict[Any, Any]:
             images, label, mask = data.part(kind_of(name), slices(sizes)[rank])
             value = LOSSES[name](process_group="world")(network(images), label, mask)
             results[dtype, sizes, name] = value_and_gradients(network, value)
-    return results | {"other": _others(rank, ranks), "errors": _disagreements(rank)}
+    others = {"other": _others(rank, ranks), "errors": _disagreements(rank), "unnoticed": _unnoticed(rank)}
+    return results | others
 
 
 def make_logits(seed: int = 3) -> Tensor:
@@ -224,7 +226,10 @@ def _others(rank: int, ranks: int) -> dict[str, Any]:
 
 
 def _disagreements(rank: int) -> list[str]:
-    """The errors of ranks with different classes, ways to average, kinds of label; then they agree again."""
+    """The errors of ranks with different classes, ways to average, kinds of label; then they agree again.
+
+    Then some had agreed on the layouts before: on all of them but for one rank's, and on all of them.
+    """
     messages = []
     logits, label = torch.zeros(1, 3 + (rank == 1), 4), torch.zeros(1, 4, dtype=torch.int64)
     cases = (
@@ -239,8 +244,31 @@ def _disagreements(rank: int) -> list[str]:
             sj.JaccardLoss(process_group="world", **options)(logits, label)
         except ValueError as error:
             messages.append(str(error))
-    sj.JaccardLoss(process_group="world")(logits[:, :3].float(), label)
+    kinds = label, sj.SmoothedLabel(label, 0.1)
+    loss, logits = sj.JaccardLoss(process_group="world"), torch.zeros(1, 3, 4)
+    for kind in kinds:
+        loss(logits, kind)
+    for case in ((torch.zeros(1, 3 + (rank == 1), 4), label), (logits, kinds[rank == 1])):
+        try:
+            loss(*case)
+        except ValueError as error:
+            messages.append(str(error))
+    loss(logits, label)
     return messages
+
+
+def _unnoticed(rank: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Losses with hard labels on all ranks but one, and their gradients, where layouts are compared only once."""
+    data, results = Data(torch.float64), {}
+    compared, distributed._ALWAYS_COMPARED = distributed._ALWAYS_COMPARED, ()
+    for name in LOSSES:
+        if kind_of(name) != "maps":
+            for kind in ("hard", "soft", "soft" if rank == 1 else "hard"):
+                logits = make_logits().requires_grad_()
+                value = LOSSES[name](process_group="world")(logits, data.labels[kind])
+            results[name] = value.detach(), torch.autograd.grad(value, logits)[0]
+    distributed._ALWAYS_COMPARED = compared
+    return results
 
 
 def accumulated_on_ranks(rank: int, ranks: int) -> dict[Any, Any]:
@@ -257,6 +285,23 @@ def accumulated_on_ranks(rank: int, ranks: int) -> dict[Any, Any]:
             value = sj.accumulated_backward(network, LOSSES[name](process_group="world"), batches)
             results[dtype, name] = value_and_gradients(network, value)
         results[dtype] = len(averaged) / len(LOSSES)
+    return results | {("buffers", broadcast): _frozen_norm(rank, parts, broadcast) for broadcast in (True, False)}
+
+
+def _frozen_norm(rank: int, parts: list[slice], broadcast: bool) -> list[tuple[Tensor, Tensor]]:
+    """With batch norm whose averages differ between ranks: in micro-batches, and all images of the rank at once."""
+    data, loss = Data(torch.float64), sj.JaccardLoss(process_group="world")
+    results = []
+    for accumulated in (True, False):
+        norm = nn.BatchNorm2d(CLASSES).double().eval()
+        network = DistributedDataParallel(nn.Sequential(make_network(torch.float64), norm), broadcast_buffers=broadcast)
+        norm.running_mean += rank * torch.arange(CLASSES)
+        if accumulated:
+            value = sj.accumulated_backward(network, loss, [data.part("hard", part) for part in parts])
+        else:
+            images, label, mask = data.part("hard", slice(parts[0].start, parts[-1].stop))
+            value = loss(network(images), label, mask)
+        results.append(value_and_gradients(network, value))
     return results
 
 

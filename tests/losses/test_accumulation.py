@@ -61,6 +61,16 @@ def test_gradients_are_averaged_over_ranks_once(on_two_ranks: list[dict[Any, Any
         assert results[torch.float32] == results[torch.float64] == 1
 
 
+def test_buffers_that_differ_between_ranks(on_two_ranks: list[dict[Any, Any]]) -> None:
+    for results in on_two_ranks:
+        for broadcast in (True, False):
+            (value, gradients), expected = results["buffers", broadcast]
+            oracle.close(value, expected[0], 1e-12, f"{broadcast}")
+            oracle.close(gradients, expected[1], 1e-12, f"gradients {broadcast}")
+    differ = abs(on_two_ranks[0]["buffers", True][0][0] - on_two_ranks[0]["buffers", False][0][0])
+    assert differ > 1e-4, "the buffers matter here"
+
+
 @pytest.mark.parametrize("per", ranks.PERS)
 def test_dropout_is_replayed(per: Any) -> None:
     network = ranks.make_network(torch.float64, dropout=0.4)
@@ -204,6 +214,24 @@ def test_what_cannot_be_accumulated() -> None:
         sj.accumulated_backward(network, sj.JaccardLoss(), [])
     with pytest.raises(ValueError, match=r"loss: expected a scalar, got a tensor of shape \(5,\)"):
         sj.accumulated_backward(network, sj.JaccardLoss(reduction="none"), micro_batches())
+    with pytest.raises(ValueError, match=r"batch_norm: expected 'refuse' or 'allow', got 'no'"):
+        sj.accumulated_backward(network, sj.JaccardLoss(), micro_batches(), batch_norm="no")  # type: ignore[arg-type]
+    with torch.no_grad(), pytest.raises(ValueError, match=r"outside of torch\.no_grad"):
+        sj.accumulated_backward(network, sj.JaccardLoss(), micro_batches())
+    with pytest.raises(ValueError, match=r"network: expected a parameter that requires a gradient"):
+        sj.accumulated_backward(network.requires_grad_(False), sj.JaccardLoss(), micro_batches())
+
+
+def test_an_error_leaves_the_network_as_it_was() -> None:
+    network = stateful(nn.Sequential(nn.BatchNorm2d(4), nn.Dropout()))
+    before, state = [buffer.clone() for buffer in network.buffers()], torch.get_rng_state()
+    images, label, mask = micro_batches()[1]
+    batches = [*micro_batches(), (images, label + ranks.CLASSES, mask)]
+    with pytest.raises(ValueError, match="label"):
+        sj.accumulated_backward(network, sj.JaccardLoss(), batches, batch_norm="allow")
+    assert torch.equal(torch.get_rng_state(), state)
+    for buffer, value in zip(network.buffers(), before, strict=True):
+        assert torch.equal(buffer, value)
 
 
 def test_cat() -> None:

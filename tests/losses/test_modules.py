@@ -32,14 +32,19 @@ def public_losses(**options: Any) -> dict[str, Any]:
 NAMES = tuple(public_losses())
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_copies_are_the_same_loss(name: str) -> None:
+def test_copies_are_the_same_loss(name: str, compiled: bool) -> None:
     loss, case = public_losses()[name], oracle.make_case("teacher", dtype=torch.float32)
     expected = loss(case.logits, case.label)
+    if compiled:
+        loss.compile()
     stream = io.BytesIO()
     torch.save(loss, stream)
     stream.seek(0)
-    for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss)), torch.load(stream, weights_only=False)):
+    pickled = pickle.loads(pickle.dumps(loss)), torch.load(stream, weights_only=False)
+    for other in (copy.copy(loss), copy.deepcopy(loss), *pickled):
+        assert other._compiled_call_impl is None, "what is compiled stays with the loss that it calls"
         assert torch.equal(other(case.logits, case.label), expected)
         assert repr(other) == repr(loss)
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 import oracle
 import ranks
 import softjaccard as sj
+from softjaccard.statistics import distributed
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -102,19 +103,29 @@ def test_a_group_of_some_ranks(by_rank: list[dict[Any, Any]]) -> None:
 
 def test_ranks_that_disagree(by_rank: list[dict[Any, Any]]) -> None:
     for results in by_rank:
-        assert len(results["errors"]) == 5, "every rank raises in every case"
+        assert len(results["errors"]) == 7, "every rank raises in every case"
         assert results["errors"] == by_rank[0]["errors"]
-    classes, per_image, per, label, dtype = by_rank[0]["errors"]
+    classes, per_image, per, label, dtype, classes_later, label_later = by_rank[0]["errors"]
     for message, first, second in (
         (classes, "rank 0: C = 3", "rank 1: C = 4"),
         (per_image, "rank 0: C = 3", "rank 1: C = 4"),
         (per, "pixels 1;", "class 6"),
         (label, "hard label", "soft label"),
         (dtype, "torch.float32", "torch.float64"),
+        (classes_later, "rank 0: C = 3", "rank 1: C = 4"),
+        (label_later, "rank 0: C = 3, hard label", "rank 1: C = 3, soft label"),
     ):
         assert message.startswith("process_group: expected the same number of classes")
         assert first in message
         assert second in message
+
+
+def test_ranks_that_disagree_unnoticed_are_nan(by_rank: list[dict[Any, Any]]) -> None:
+    for results in by_rank:
+        assert len(results["unnoticed"]) == len(ranks.LOSSES) - 1
+        for name, (value, gradient) in results["unnoticed"].items():
+            assert value.isnan(), name
+            assert gradient.isnan().any(), name
 
 
 @pytest.mark.usefixtures("one_rank")
@@ -134,14 +145,17 @@ def test_one_rank_changes_no_bit(dtype: torch.dtype, backend: Any) -> None:
 
 
 @pytest.mark.usefixtures("one_rank")
-def test_one_collective_for_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("always_compared", [("cpu",), ()])
+def test_collectives_of_each_call(monkeypatch: pytest.MonkeyPatch, always_compared: tuple[str, ...]) -> None:
     calls = []
     plain = dist.all_gather
     monkeypatch.setattr(dist, "all_gather", lambda *args, **options: (calls.append(1), plain(*args, **options)))
+    monkeypatch.setattr(distributed, "_ALWAYS_COMPARED", always_compared)
     for name, make in ranks.LOSSES.items():
         _, label, mask = ranks.Data(torch.float64).part(ranks.kind_of(name))
         loss = make(process_group="world")
-        for allowed in ((1, 2), (1,)):  # the first call with a layout asks the ranks whether they agree
+        # Elsewhere than on the CPU only the first call with a layout asks the ranks whether they agree.
+        for allowed in ((2,), (2,)) if always_compared else ((1, 2), (1,)):
             calls.clear()
             value = loss(ranks.make_logits().requires_grad_(), label, mask)
             assert len(calls) in allowed
@@ -174,10 +188,18 @@ def test_copies_and_pickles(tmp_path: Path) -> None:
         group = dist.group.WORLD
         loss = sj.CompoundLoss(sj.JaccardLoss(process_group=group, class_weight=[1.0, 2.0]))
         copied = copy.deepcopy(torch.nn.ModuleList([loss]))[0]
-        assert copied.process_group is copied.region.process_group is group
+        for other in (copied, copy.copy(loss)):
+            assert other.process_group is other.region.process_group is group
         assert copied.region.class_weight is not loss.region.class_weight
         with pytest.raises(TypeError, match=r"process_group: .* cannot be pickled; use 'world'"):
             pickle.dumps(loss)
+        loss.process_group = None  # as the message says
+        loaded = pickle.loads(pickle.dumps(loss))
+        assert loaded.process_group is loaded.region.process_group is None
+        loaded.process_group = group
+        assert loaded.region.process_group is group
+        with pytest.raises(TypeError, match=r"process_group: expected a torch\.distributed\.ProcessGroup"):
+            loaded.process_group = "word"
     by_name = pickle.loads(pickle.dumps(sj.CompoundLoss(sj.JaccardLoss(process_group="world"))))
     assert by_name.process_group == by_name.region.process_group == "world"
 

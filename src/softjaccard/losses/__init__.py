@@ -19,8 +19,9 @@ gradients that DistributedDataParallel averages are its gradients; the same conf
     network = DistributedDataParallel(network)
     loss(network(images), label).backward()
 
-This costs one small all-gather for each call of the loss, and nothing in backward. All ranks of the group have to call
-the loss, or ``from_statistics``, equally often; as for any collective, they wait for one that stopped with an error.
+This costs one small all-gather for each call of the loss (on the CPU two: the first compares what the ranks are about
+to sum), and nothing in backward. All ranks of the group have to call the loss, or ``from_statistics``, equally often;
+as for any collective, they wait for one that stopped with an error.
 ``reduction="none"`` gives the joined batch's losses of the classes under ``per="dataset"``, and those of the rank's own
 images otherwise. A group given as an object is shared by copies of the loss and cannot be pickled; ``"world"`` can.
 Under torch.compile the sum over ranks is a graph break.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
-from typing import Any, Literal, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from softjaccard.losses.base import StatisticsLoss
 from softjaccard.statistics.region import RegionStatistics
@@ -36,7 +37,8 @@ def accumulated_backward(
 
     The second run repeats the first: the states of torch's random generators (of the CPU and of the network's devices)
     are replayed and the network's buffers set back, so that dropout draws the same and running averages advance once;
-    after the call both are as after one run. Randomness of other libraries must not enter ``statistics``.
+    after the call both are as after one run. Randomness of other libraries must not enter ``statistics``. A
+    DistributedDataParallel that broadcasts rank 0's buffers does so at the start of both runs.
 
     Batch norm in training mode normalises each micro-batch by itself, as it does in any accumulation. That is not what
     it does with one large batch, so it is refused unless ``batch_norm="allow"``; in evaluation mode it is exact.
@@ -46,7 +48,7 @@ def accumulated_backward(
             last micro-batch; give the loss a ``process_group`` to have the batch joined over ranks as well.
         loss: any loss of this package that is a scalar.
         micro_batches: of any sizes, and of any kind if ``statistics`` is given; else tuples ``(input, label)`` or
-            ``(input, label, mask)``.
+            ``(input, label, mask)``. All are held until the end, so move them to the device in ``statistics``.
         statistics: makes the statistics of a micro-batch; None means
             ``loss.statistics(network(input), label, mask)``. Autocast belongs in here.
         scale: what to multiply the gradients with, as a function of the loss: ``scaler.scale`` of a gradient scaler.
@@ -56,7 +58,8 @@ def accumulated_backward(
         The loss of all micro-batches, not scaled and without gradient.
 
     Raises:
-        ValueError: there is no micro-batch, the loss is not a scalar, or the network has batch norm in training mode.
+        ValueError: there is no micro-batch, the loss is not a scalar, the network has batch norm in training mode or no
+            parameter to train, or gradients are disabled. Buffers and generators are then as before the call.
 
     Example:
         >>> from softjaccard import CompoundLoss, JaccardLoss
@@ -75,22 +78,22 @@ def accumulated_backward(
         >>> batches = zip(images.split(2), label.split(2))
         >>> value = accumulated_backward(network, loss, batches, statistics, scale=scaler.scale)
     """
-    if batch_norm != "allow":
+    _expect_gradients(network)
+    if batch_norm not in get_args(BatchNorm):
+        raise ValueError(f"batch_norm: expected 'refuse' or 'allow', got {batch_norm!r}")
+    if batch_norm == "refuse":
         _refuse_batch_norm(network)
     run = statistics or _default(network, loss)
     batches = list(micro_batches)
-    no_sync = getattr(network, "no_sync", nullcontext)
 
-    buffers = [buffer.clone() for buffer in network.buffers()]
     states, parts = [], []
-    with torch.no_grad(), no_sync():
+    with _undone(network), torch.no_grad():
         for batch in batches:
             states.append(_random_states(network))
             parts.append(run(batch))
-        for buffer, before in zip(network.buffers(), buffers, strict=True):
-            buffer.copy_(before)
     value, gradients = _loss_and_gradients(loss, parts, scale)
 
+    no_sync = getattr(network, "no_sync", nullcontext)
     for number, (batch, state) in enumerate(zip(batches, states, strict=True)):
         torch.clear_autocast_cache()  # older torch keeps weights cast without gradient (PyTorch issue 158232)
         _restore_random_states(state)
@@ -107,6 +110,13 @@ def _default(network: nn.Module, loss: StatisticsLoss) -> Callable[[Any], Region
     return statistics
 
 
+def _expect_gradients(network: nn.Module) -> None:
+    if not torch.is_grad_enabled():
+        raise ValueError("accumulated_backward: expected gradients to be enabled; call it outside of torch.no_grad()")
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ValueError("network: expected a parameter that requires a gradient, got none; all are frozen")
+
+
 def _refuse_batch_norm(network: nn.Module) -> None:
     norms = [(name, module) for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
     names = [name for name, norm in norms if norm.training or norm.running_mean is None]
@@ -116,6 +126,25 @@ def _refuse_batch_norm(network: nn.Module) -> None:
             "normalises each micro-batch by itself, so that micro-batches do not equal one batch; use its .eval(), "
             "another normalisation, or batch_norm='allow' to accept this"
         )
+
+
+@contextmanager
+def _undone(network: nn.Module) -> Iterator[None]:
+    """What runs of the network in here change is set back: buffers, random generators, whether ranks share buffers."""
+    buffers = [buffer.clone() for buffer in network.buffers()]
+    states = _random_states(network)
+    # DistributedDataParallel broadcasts rank 0's buffers in the first run only; the next first run has to do it, too.
+    wrappers = [module for module in network.modules() if isinstance(module, DistributedDataParallel)]
+    broadcasts = [wrapper.require_forward_param_sync for wrapper in wrappers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in zip(network.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        _restore_random_states(states)
+        for wrapper, broadcast in zip(wrappers, broadcasts, strict=True):
+            wrapper.require_forward_param_sync = broadcast
 
 
 def _random_states(network: nn.Module) -> dict[torch.device, Tensor]:

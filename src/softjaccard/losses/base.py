@@ -67,6 +67,7 @@ class StatisticsLoss(nn.Module, ABC):
         super().__init__()
         check_options(activation, temperature, gradient, ignore_index, upsample, align_corners, backend)
         check_process_group(process_group)
+        self._process_group: ProcessGroupLike = process_group
         self.register_buffer("class_weight", as_class_weight(class_weight))
         self.activation: Activation = activation
         self.temperature = temperature
@@ -75,7 +76,16 @@ class StatisticsLoss(nn.Module, ABC):
         self.upsample: Upsample = upsample
         self.align_corners = align_corners
         self.backend: Backend = backend
-        self.process_group: ProcessGroupLike = process_group
+
+    @property
+    def process_group(self) -> ProcessGroupLike:
+        """The ranks whose batches are joined."""
+        return self._process_group
+
+    @process_group.setter
+    def process_group(self, process_group: ProcessGroupLike) -> None:
+        check_process_group(process_group)
+        self._process_group = process_group
 
     @property
     @abstractmethod
@@ -160,15 +170,21 @@ class StatisticsLoss(nn.Module, ABC):
             )
         return self.class_weight
 
+    def __copy__(self) -> StatisticsLoss:
+        """A shallow copy in the same process group."""
+        copy = self.__new__(type(self))
+        copy.__dict__.update(self._state())
+        return copy
+
     def __deepcopy__(self, memo: dict[int, Any]) -> StatisticsLoss:
         """A copy in the same process group, which itself can't be copied."""
         memo[id(self.process_group)] = self.process_group
         copy = memo[id(self)] = self.__new__(type(self))
-        copy.__dict__.update(deepcopy(self.__dict__, memo))
+        copy.__dict__.update(deepcopy(self._state(), memo))
         return copy
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled.
+        """What is pickled; not what ``compile()`` made.
 
         Raises:
             TypeError: the process group exists only in this process.
@@ -178,7 +194,11 @@ class StatisticsLoss(nn.Module, ABC):
                 "process_group: a ProcessGroup belongs to this process and cannot be pickled; use 'world', or set "
                 "loss.process_group = None before and the group again after loading"
             )
-        return self.__dict__
+        return self._state()
+
+    def _state(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return state
 
 
 def value_of(

@@ -10,6 +10,7 @@ from softjaccard.labels import LabelLike
 from softjaccard.losses.base import StatisticsLoss, expect_number, value_of
 from softjaccard.losses.cross_entropy import mean_over_labels
 from softjaccard.losses.region import JaccardLoss, TverskyLoss
+from softjaccard.statistics.distributed import ProcessGroupLike
 from softjaccard.statistics.region import RegionStatistics
 
 
@@ -57,11 +58,20 @@ class CompoundLoss(StatisticsLoss):
             upsample=region.upsample,
             align_corners=region.align_corners,
             backend=region.backend,
-            process_group=region.process_group,
+            process_group=None,
         )
         self.region = region
         self.region_weight = expect_number("region_weight", region_weight)
         self.cross_entropy_weight = expect_number("cross_entropy_weight", cross_entropy_weight)
+
+    @property
+    def process_group(self) -> ProcessGroupLike:
+        """That of the region loss, which holds for both parts."""
+        return self.region.process_group
+
+    @process_group.setter
+    def process_group(self, process_group: ProcessGroupLike) -> None:
+        self.region.process_group = process_group
 
     @property
     def want(self) -> frozenset[str]:

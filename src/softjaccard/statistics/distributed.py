@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
+from hashlib import blake2b
 from typing import Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -17,6 +19,9 @@ from softjaccard.statistics.region import PEAKS, RegionStatistics
 #: A group of ranks; ``"world"``: all ranks, or this process alone where torch.distributed is not initialised; or None.
 ProcessGroupLike: TypeAlias = dist.ProcessGroup | Literal["world"] | None
 
+#: Types of devices on which ranks compare their layouts in every call; on others, where reading back makes the host
+#: wait, in the first call with a layout.
+_ALWAYS_COMPARED = ("cpu",)
 #: For each group the layouts on which its ranks are known to agree.
 _AGREED: WeakKeyDictionary[dist.ProcessGroup, set[str]] = WeakKeyDictionary()
 #: The longest description of a layout that ranks show each other, in bytes.
@@ -48,9 +53,15 @@ def sum_over_ranks(
     weighs the loss alike; where gradients are added over ranks and not averaged, they come out W times too large.
 
     **Cost.** One all-gather of a few numbers for each class, on the device of the statistics; nothing is read back
-    from it. The first call with a layout (number of classes, dtype, names) is preceded by another of 512 bytes, which
-    are read back, so that ranks with different layouts raise in place of waiting for each other. Ranks that part later,
-    each to a layout known from before, are not noticed here. A single rank changes nothing, bit for bit.
+    from it. A single rank changes nothing, bit for bit.
+
+    **Ranks that disagree** in layout (number of classes, kind of label, dtype, names of the sums) would wait for each
+    other, or add up what does not belong together. For statistics on the CPU every call therefore starts with another
+    all-gather, of 512 bytes that name the layout. On other devices, where these have to be read back, only the first
+    call with a layout does, and every call sends along a number made of the layout: ranks with different layouts that
+    were agreed on before get NaN. Two cases are not noticed there and end as the backend ends them, NCCL with its
+    timeout: one rank's layout is new and another's is not, or agreed ones have different amounts of numbers (as of
+    C = 3 and C = 4).
 
     Args:
         total: of this rank's images, as from :meth:`RegionStatistics.total`.
@@ -59,7 +70,8 @@ def sum_over_ranks(
             where torch.distributed is not initialised, return the arguments.
 
     Raises:
-        ValueError: the ranks disagree in layout (raised on every rank), or torch.distributed is not initialised.
+        ValueError: the ranks disagree in layout (raised on every rank; see above for other devices than the CPU), or
+            torch.distributed is not initialised.
     """
     group = _resolve(process_group)
     return (total, dict(sums)) if group is None else _sum_over_group(total, sums, group)
@@ -85,8 +97,9 @@ def _sum_over_group(
 ) -> tuple[RegionStatistics, dict[str, Tensor]]:
     values = {**total.fields(), **sums}
     packed = torch.cat([value.flatten() for value in values.values()])
-    _expect_agreement(_layout(total, values, packed), group, packed.device)
-    gathered = _Gather.apply(packed, group)
+    layout = _layout(total, values, packed)
+    _expect_agreement(layout, group, packed.device)
+    gathered = _Gather.apply(packed, _number_of(layout), group)
     parts = gathered.split([value.numel() for value in values.values()], 1)
     reduced = {
         name: (part.amax(0) if name in PEAKS else part.sum(0)).view_as(value)
@@ -97,19 +110,21 @@ def _sum_over_group(
 
 
 class _Gather(torch.autograd.Function):
-    """The values (n,) of all ranks, (W, n)."""
+    """The values (n,) of all ranks, (W, n); NaN if the ranks come with different numbers."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, group: dist.ProcessGroup) -> Tensor:
+    def forward(ctx: Any, values: Tensor, number: float, group: dist.ProcessGroup) -> Tensor:
         ctx.rank, ctx.ranks = dist.get_rank(group), dist.get_world_size(group)
-        gathered = values.new_empty(ctx.ranks, len(values))
-        dist.all_gather(list(gathered.unbind()), values, group=group)
-        return gathered
+        sent = torch.cat([values.new_full((1,), number), values])
+        gathered = values.new_empty(ctx.ranks, len(sent))
+        dist.all_gather(list(gathered.unbind()), sent, group=group)
+        numbers, gathered = gathered[:, 0], gathered[:, 1:]
+        return gathered.masked_fill((numbers != number).any(), math.nan)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.ranks * gradient[ctx.rank], None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.ranks * gradient[ctx.rank], None, None
 
 
 def _layout(total: RegionStatistics, values: Mapping[str, Tensor], packed: Tensor) -> str:
@@ -120,16 +135,22 @@ def _layout(total: RegionStatistics, values: Mapping[str, Tensor], packed: Tenso
     return f"C = {classes}, {label} label, activation {total.activation}, {packed.dtype}, numbers of {sizes}"
 
 
+def _number_of(layout: str) -> float:
+    """A number of 24 bits, exact in float32, that other layouts hardly have."""
+    return float(int.from_bytes(blake2b(layout.encode(), digest_size=3).digest(), "big"))
+
+
 def _expect_agreement(layout: str, group: dist.ProcessGroup, device: torch.device) -> None:
-    """Raise on every rank if one has another layout; asked once for each layout."""
+    """Raise on every rank if one has another layout."""
     agreed = _AGREED.setdefault(group, set())
-    if layout in agreed:
+    if layout in agreed and device.type not in _ALWAYS_COMPARED:
         return
-    own = torch.tensor(list(layout.encode()[:_LAYOUT_BYTES].ljust(_LAYOUT_BYTES)), dtype=torch.uint8, device=device)
+    text = bytearray(layout.encode()[:_LAYOUT_BYTES].ljust(_LAYOUT_BYTES))
+    own = torch.frombuffer(text, dtype=torch.uint8).to(device)
     shown = own.new_empty(dist.get_world_size(group), _LAYOUT_BYTES)
     dist.all_gather(list(shown.unbind()), own, group=group)
-    layouts = [bytes(row).decode().strip() for row in shown.tolist()]
-    if len(set(layouts)) > 1:
+    if bool((shown != own).any()):
+        layouts = [bytes(row).decode().strip() for row in shown.tolist()]
         listed = "; ".join(f"rank {layouts.index(other)}: {other}" for other in dict.fromkeys(layouts))
         raise ValueError(
             "process_group: expected the same number of classes, kind of label, dtype and options of the loss on every "
