@@ -112,8 +112,8 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _error(actual: Tensor, expected: Tensor) -> float:
-    """The largest deviation relative to the largest value; infinite where a value isn't finite."""
-    error = float((actual.double() - expected.double()).abs().max() / expected.abs().max().double().clamp(min=1e-30))
+    """The largest deviation relative to the largest value, in float64 as ``expected``; infinite if one isn't finite."""
+    error = float((actual - expected).abs_().max() / expected.abs().max().clamp(min=1e-30))
     return error if math.isfinite(error) else math.inf
 
 
