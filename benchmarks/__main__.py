@@ -13,10 +13,11 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 
@@ -40,19 +41,30 @@ def run(cases: list[Case], device: str, budget: float) -> Iterator[Result]:
     """The results, in order, each as soon as its process has ended."""
     key = _setting if device == "cuda" else (lambda case: case)
     for _, group in groupby(cases, key):
-        yield from _run_process(list(group), device, budget)
+        yield from run_process(list(group), device, budget)
 
 
-def _run_process(cases: list[Case], device: str, budget: float) -> list[Result]:
+def run_process(cases: list[Case], device: str, budget: float) -> Generator[Result, None, None]:
+    """The results of one process, each as soon as it is there; if it dies, its remaining cases have failed."""
     specification = json.dumps([asdict(case) for case in cases])
     command = [sys.executable, "-m", "benchmarks.worker", device, str(budget), specification]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    results = [json.loads(line) for line in process.stdout.splitlines()]
-    if process.returncode:
-        last = (process.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        reason = f"the process ended with code {process.returncode}: {last}"
-        results += [{**asdict(case), "failed": reason} for case in cases[len(results) :]]
-    return results
+    done = 0
+    with (
+        TemporaryFile("w+") as errors,
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        try:
+            for line in process.stdout or ():
+                done += 1
+                yield json.loads(line)
+            process.wait()
+        finally:
+            process.kill()  # where nobody wants the rest
+        if process.returncode:
+            errors.seek(0)
+            last = (errors.read().strip().splitlines() or ["it said nothing"])[-1]
+            reason = f"the process ended with code {process.returncode}: {last}"
+            yield from ({**asdict(case), "failed": reason} for case in cases[done:])
 
 
 def _measure(cases: list[Case], device: str, budget: float, machine: dict[str, object]) -> list[Result]:

@@ -40,6 +40,7 @@ def _ours(**options: Any) -> Objective:
 def _compiled(_: bool) -> Objective:
     from torch._dynamo.exc import TorchDynamoException
 
+    torch._dynamo.reset()  # or it would give up after some cases in one process, and run them as they are
     compiled = torch.compile(_ours(backend="reference"), dynamic=False)
 
     def objective(inputs: Inputs) -> Tensor:

@@ -26,6 +26,7 @@ TARGETS = (
     Target("chunked", "cpu", _CPU[1], 1, "time_ratio", 1.0),
     Target("chunked", "cpu", _CPU[4], 4, "time_ratio", 1.0),
     Target("chunked", "cpu", _CPU[4], 4, "peak_ratio", 0.35),
+    Target("triton", "cuda", SHAPES, 1, "floor_ratio", 1.6),
     Target("triton", "cuda", SHAPES, 4, "time_ratio", 0.5),
     Target("triton", "cuda", SHAPES, 4, "peak_ratio", 0.15),
 )

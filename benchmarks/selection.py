@@ -6,11 +6,12 @@ from fnmatch import fnmatch
 from itertools import product
 from typing import TypeAlias
 
+from benchmarks.checks import CheckCase
 from benchmarks.inputs import DTYPES, LABELS
 from benchmarks.losses import BASELINE, CONTENDERS, LossCase
 from benchmarks.metrics import METRICS, MetricCase
 
-Case: TypeAlias = LossCase | MetricCase
+Case: TypeAlias = LossCase | MetricCase | CheckCase
 Shape: TypeAlias = tuple[int, int, int, int]
 
 #: Cityscapes, PASCAL VOC and ADE20K, as they are trained.

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.checks import CheckCase
 from benchmarks.losses import LossCase, Skipped
 from benchmarks.metrics import MetricCase
 from benchmarks.selection import Case
@@ -30,7 +31,9 @@ def measure(case: Case, device: torch.device, budget: float) -> dict[str, object
 def _case(fields: dict[str, Any]) -> Case:
     """A case from JSON, which has lists for tuples."""
     plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-    return LossCase(**plain) if "loss" in plain else MetricCase(**plain)
+    if "loss" in plain:
+        return LossCase(**plain)
+    return MetricCase(**plain) if "metric" in plain else CheckCase(**plain)
 
 
 if __name__ == "__main__":

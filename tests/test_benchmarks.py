@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from benchmarks.__main__ import run
+from benchmarks.checks import CheckCase
+from benchmarks.gpu_check import floor_ratio, measure_until, ordered_cases, part_of
 from benchmarks.inputs import draw
 from benchmarks.losses import CONTENDERS, LossCase
 from benchmarks.measure import median_seconds, peak_bytes
 from benchmarks.metrics import METRICS, MetricCase
 from benchmarks.report import TARGETS, report, targets_of
-from benchmarks.selection import matching, select
+from benchmarks.selection import SHAPES, STRIDES, matching, select
 from benchmarks.worker import measure
-from softjaccard import CrossEntropyLoss, boundary
+from softjaccard import CrossEntropyLoss, boundary, region_statistics
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -40,9 +45,9 @@ KEYS = {
 }
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str, module: str = "benchmarks") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "benchmarks", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -186,3 +191,65 @@ def test_everything_has_all_labels_and_a_gpu_all_backends() -> None:
     names = [case.name for case in matching(select("cuda", everything=True), ["triton/8x150x512x512/*"])]
     assert len(names) == len(set(names)) == 2 * 3 * 2
     assert not matching(select("cpu", everything=True), ["triton/*"])
+
+
+@pytest.mark.slow
+def test_gpu_check_goes_through_everything_without_a_gpu(tmp_path: Path) -> None:
+    triton = pytest.importorskip("triton")
+    if triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
+        pytest.skip("the interpreter of triton 3.6 does not run with NumPy 2.4")
+    done = command(str(tmp_path), "--dry-run", module="benchmarks.gpu_check")
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    written = json.loads((tmp_path / "gpu-dry-run.json").read_text())
+    assert written["machine"]["copy_bandwidth"] > 0
+    assert len(written["checks"]) > 20
+    assert all(check["passed"] for check in written["checks"])
+    assert {result["loss"] for result in written["results"]} == CONTENDERS.keys()
+    for result in written["results"]:
+        assert ("floor_ratio" in result) == (result["stride"] == 1 and "seconds" in result)
+    assert "0 not begun" in done.stdout
+
+
+@pytest.mark.parametrize(("error", "passed"), [(0.0, True), (1e-4, False), (float("nan"), False)])
+@pytest.mark.parametrize("low", [None, (3, 4)])
+def test_a_wrong_backend_does_not_pass_the_check(
+    low: tuple[int, int] | None, error: float, passed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replaced(logits: torch.Tensor, label: Any, **options: Any) -> Any:
+        mine = options["backend"] == "triton"
+        changed = logits * (1 + error) if mine else logits
+        return region_statistics(changed, label, **options | ({"backend": "chunked"} if mine else {}))
+
+    monkeypatch.setattr("benchmarks.checks.region_statistics", replaced)
+    found = measure(CheckCase(TINY, low=low, mask="weights"), CPU, 0.0)
+    assert found["passed"] == passed
+    assert bool(found["too_large"]) != passed
+
+
+def test_gpu_check_measures_everything_and_the_targets_first() -> None:
+    cases = ordered_cases(dry_run=False)
+    assert set(cases) == set(select("cuda", everything=False))
+    parts = [part_of(case) for case in cases]
+    assert parts == sorted(parts, key=("targets", "others", "compiled").index)
+    first = cases[: len(SHAPES) * 4]  # strides, triton and cross-entropy
+    assert {case.name.split("/", 1)[1] for case in first} == {
+        f"{'x'.join(map(str, shape))}/stride{stride}/hard/float32" for shape in SHAPES for stride in STRIDES
+    }
+
+
+def test_failures_are_of_one_case_each_and_nothing_begins_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "false")
+    cases = ordered_cases(dry_run=False)[:3]
+    results = list(measure_until(cases, "cpu", 0.0, math.inf))
+    assert [result["loss"] for result in results] == [case.loss for case in cases]
+    assert all("failed" in result for result in results)
+    assert list(measure_until(cases, "cpu", 0.0, 0.0)) == []
+
+
+def test_the_floor_is_two_reads_and_a_write() -> None:
+    result = {"loss": "triton", "shape": [2, 10, 100, 100], "stride": 1, "dtype": "float32", "seconds": 0.3}
+    assert floor_ratio({**result, "label": "hard"}, 8e6) == pytest.approx(1.0)
+    assert floor_ratio({**result, "label": "teacher"}, 8e6) == pytest.approx(0.6)
+    assert floor_ratio({**result, "label": "hard", "dtype": "bfloat16"}, 8e6) == pytest.approx(2.0)
+    told = {**result, "shape": list(SHAPES[0]), "label": "hard", "time_ratio": 0.7, "floor_ratio": 1.7}
+    assert targets_of(told, "cuda") == "floor <= 1.6: NOT MET"
