@@ -66,7 +66,7 @@ def test_compiled_with_interpolation(backend: str, small_tiles: None) -> None:
         {"ignore_index": 1},
         {"upsample": "bilinear", "align_corners": True},
     ],
-    ids=lambda options: "-".join(options),
+    ids="-".join,
 )
 def test_compiled_with_options(options: dict[str, Any], backend: str) -> None:
     case = oracle.make_case("hard", ignore_index=None)
@@ -82,6 +82,16 @@ def test_compiled_with_options(options: dict[str, Any], backend: str) -> None:
     value, upstream = oracle.random_upstream(compiled)
     slope = oracle.gradient_of(oracle.combination(expected, upstream), case.logits)
     oracle.close(oracle.gradient_of(value, case.logits), slope, 1e-10, "gradient")
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_compiled_an_invalid_id_makes_its_image_nan(backend: str) -> None:
+    logits, label = torch.randn(2, 5, 4, 3), torch.randint(5, (2, 4, 3))
+    label[1, 2, 1] = 5
+    compiled = torch.compile(sj.region_statistics, fullgraph=True, backend="aot_eager")
+    overlap = compiled(logits, label, want={"overlap"}, backend=backend).overlap
+    assert overlap.isnan().all(1).tolist() == [False, True]
+    oracle.close(overlap[0], oracle.statistics(logits[:1], label[:1])["overlap"][0], 1e-5)
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
