@@ -89,9 +89,9 @@ def test_compiled_an_invalid_id_makes_its_image_nan(backend: str) -> None:
     logits, label = torch.randn(2, 5, 4, 3), torch.randint(5, (2, 4, 3))
     label[1, 2, 1] = 5
     compiled = torch.compile(sj.region_statistics, fullgraph=True, backend="aot_eager")
-    overlap = compiled(logits, label, want={"overlap"}, backend=backend).overlap
-    assert overlap.isnan().all(1).tolist() == [False, True]
-    oracle.close(overlap[0], oracle.statistics(logits[:1], label[:1])["overlap"][0], 1e-5)
+    prediction = compiled(logits, label, want={"prediction"}, backend=backend).prediction
+    assert prediction.isnan().all(1).tolist() == [False, True]
+    oracle.close(prediction[0], oracle.statistics(logits[:1], label[:1])["prediction"][0], 1e-5)
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])

@@ -77,7 +77,7 @@ def test_optimiser_settings_out_of_range(wrong: dict[str, float]) -> None:
         OptimiserSettings(**wrong)
 
 
-@pytest.mark.parametrize("architecture", ["unet", "deeplabv3plus"])  # logits at the stride 1 and 4
+@pytest.mark.parametrize("architecture", ["unet", "deeplabv3plus", "fpn"])  # logits of stride 1 or 4
 def test_evaluation_logs_the_scores_of_the_whole_set(data: CamVidData, architecture: str) -> None:
     model = module(architecture=architecture).eval()
     trainer = quiet()
@@ -127,7 +127,7 @@ def test_data_with_other_classes_are_refused(data: CamVidData) -> None:
         quiet().validate(module(num_classes=4), data, verbose=False)
 
 
-@pytest.mark.parametrize("architecture", ["unet", "fpn"])  # logits at the stride 1 and 4
+@pytest.mark.parametrize("architecture", ["unet", "fpn"])  # logits of stride 1 or 4
 def test_the_running_score_is_that_of_the_epochs_images_so_far(data: CamVidData, architecture: str) -> None:
     model, metric, seen = module(architecture=architecture), FineGrainedIoU(11), {}
     own_loss = softjaccard.CompoundLoss(softjaccard.JaccardLoss())
