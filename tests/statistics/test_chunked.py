@@ -92,6 +92,55 @@ def test_half_precision_is_float32_on_the_rounded_input(
     assert (error <= allowed).all(), f"gradient off by {(error / allowed).max():.2f} times what rounding allows"
 
 
+@pytest.mark.parametrize("mask", ["no mask", "weights"])
+@pytest.mark.parametrize("kind", ["hard", "hard_usual", "teacher", "smoothed_where", "dense"])
+@pytest.mark.parametrize(
+    ("activation", "classes"), [("sigmoid", 1), ("softmax", 2), ("softmax", 17), ("softmax", 150), ("softmax", 151)]
+)
+def test_any_number_of_classes(
+    activation: str, classes: int, kind: str, mask: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("softjaccard.statistics.tiles.TILE_ELEMENTS", 2000)
+    compare(oracle.make_case(kind, activation, classes, mask=mask, batch=2, size=(13, 17), temperature=1.7), 1e-10)
+
+
+@pytest.mark.parametrize("kind", ["hard_usual", "hard", "dense"])
+@pytest.mark.parametrize("tile", [128, None], ids=["many tiles", "large tiles"])
+def test_sums_of_many_pixels_are_as_exact_as_of_few(
+    tile: int | None, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Equal pixels are the hard case: their sum is rounded in the same direction each time.
+    if tile is not None:
+        monkeypatch.setattr("softjaccard.statistics.tiles.TILE_ELEMENTS", tile)
+    logits = torch.tensor([0.3, -1.1])[:, None].expand(1, 2, 2**17 + 5)
+    index = torch.ones(1, 2**17 + 5, dtype=torch.int64)
+    label = torch.tensor([0.4, 0.6])[:, None].expand_as(logits) if kind == "dense" else index
+    want = oracle.USUAL if kind == "hard_usual" else oracle.FIELDS
+    statistics = sj.region_statistics(logits, label, want=want, backend="chunked")
+    truth = sj.region_statistics(logits.double(), label.double() if kind == "dense" else label, backend="reference")
+    for name, value in oracle.fields_of(statistics).items():
+        exact = oracle.array(getattr(truth, name))
+        assert (abs(value - exact) <= 1e-6 * abs(exact)).all(), f"{name}: {abs(value / exact - 1).max():.1e}"
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@pytest.mark.parametrize("kind", ["smoothed_where", "dense"])
+def test_where_a_soft_label_is_zero_the_logit_may_be_minus_infinity(kind: str, backend: str, small_tiles: None) -> None:
+    case = oracle.make_case(kind, mask="weights")
+    absent = torch.zeros_like(case.logits, dtype=torch.bool)
+    absent[:, 4, :4] = True  # oracle.make_index draws no label 4
+    if kind == "dense":
+        case.label = case.label.masked_fill(absent, 0)
+        case.label /= case.label.sum(1, keepdim=True)
+    else:
+        case.label.where[:, :4] = False
+    case.logits = case.logits.detach().masked_fill(absent, -torch.inf).requires_grad_()
+    statistics, pixels = case.statistics(backend=backend), case.pixels()
+    oracle.statistics_close(statistics, oracle.sums(pixels), 1e-10)
+    value, upstream = oracle.random_upstream(statistics)
+    oracle.close(oracle.gradient_of(value, case.logits), oracle.pull_back(pixels, upstream), 1e-10, "gradient")
+
+
 def layouts(tensor: Tensor) -> dict[str, Tensor]:
     """The same values, laid out differently in memory."""
     wide = torch.zeros(*tensor.shape[:-1], 2 * tensor.shape[-1], dtype=tensor.dtype)

@@ -58,6 +58,43 @@ def test_compiled_with_interpolation(backend: str, small_tiles: None) -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.6},
+        {"gradient": "error_scaled"},
+        {"ignore_index": 1},
+        {"upsample": "bilinear", "align_corners": True},
+    ],
+    ids="-".join,
+)
+def test_compiled_with_options(options: dict[str, Any], backend: str) -> None:
+    case = oracle.make_case("hard", ignore_index=None)
+    if "upsample" in options:
+        case.logits = case.logits.detach()[:, :, :3, :4].clone().requires_grad_()
+
+    def run(logits: torch.Tensor) -> Any:
+        return case.statistics(logits, backend=backend, **options)
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")(case.logits)
+    expected = case.statistics(backend="reference", **options)
+    oracle.statistics_close(compiled, oracle.fields_of(expected), 1e-10)
+    value, upstream = oracle.random_upstream(compiled)
+    slope = oracle.gradient_of(oracle.combination(expected, upstream), case.logits)
+    oracle.close(oracle.gradient_of(value, case.logits), slope, 1e-10, "gradient")
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_compiled_an_invalid_id_makes_its_image_nan(backend: str) -> None:
+    logits, label = torch.randn(2, 5, 4, 3), torch.randint(5, (2, 4, 3))
+    label[1, 2, 1] = 5
+    compiled = torch.compile(sj.region_statistics, fullgraph=True, backend="aot_eager")
+    prediction = compiled(logits, label, want={"prediction"}, backend=backend).prediction
+    assert prediction.isnan().all(1).tolist() == [False, True]
+    oracle.close(prediction[0], oracle.statistics(logits[:1], label[:1])["prediction"][0], 1e-5)
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
 def test_compiled_with_labels_as_arguments(backend: str) -> None:
     compiled = torch.compile(sj.region_statistics, fullgraph=True, backend="aot_eager")
     for kind in ("hard", "smoothed", "teacher"):

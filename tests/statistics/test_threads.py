@@ -10,6 +10,7 @@ import torch
 
 import softjaccard as sj
 from softjaccard.statistics import threads
+from softjaccard.statistics.threads import in_threads
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +46,17 @@ def test_the_number_of_threads_is_restored_after_an_error() -> None:
     with pytest.raises(ValueError, match="77"):
         value_and_gradient(label)
     assert torch.get_num_threads() == 2
+
+
+def test_torchs_operators_use_one_thread_in_each() -> None:
+    torch.set_num_threads(3)
+
+    def work(part: int, scratch: None) -> tuple[int, int, bool]:
+        return part, torch.get_num_threads(), torch.is_grad_enabled()
+
+    found = list(in_threads(work, range(12), lambda: None, torch.device("cpu")))
+    assert found == [(part, 1, False) for part in range(12)]
+    assert torch.get_num_threads() == 3
 
 
 def test_callers_in_several_threads() -> None:

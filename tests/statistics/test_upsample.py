@@ -128,15 +128,21 @@ def test_other_activations(activation: str | None, classes: int, kind: str, mask
     compare(case, 1e-9)
 
 
-@pytest.mark.parametrize("classes", [2, 3, 17, 150, 151])
+@pytest.mark.parametrize("target", [(36, 44), (29, 37), (9, 11)], ids=["stride 4", "no whole stride", "stride 1"])
+@pytest.mark.parametrize("classes", [1, 2, 3, 17, 150, 151])
 @pytest.mark.parametrize("kind", ["hard", "hard_usual", "teacher", "smoothed_where", "dense"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_float32_and_less_are_as_good_as_the_plain_way(dtype: torch.dtype, kind: str, classes: int) -> None:
-    case = low_case(kind, (9, 11), (36, 44), classes=classes, mask="bool")
+def test_float32_and_less_are_as_good_as_the_plain_way(
+    dtype: torch.dtype, kind: str, classes: int, target: tuple[int, int]
+) -> None:
+    activation = "sigmoid" if classes == 1 else "softmax"
+    case = low_case(kind, (9, 11), target, classes=classes, activation=activation, mask="bool")
     case.logits = case.logits.detach().to(dtype).requires_grad_()
     if kind == "teacher":
         case.label = sj.TeacherLabel(case.label.logits.to(dtype))
     exact = dataclasses.replace(case, logits=case.logits.detach().double().requires_grad_())
+    if kind == "teacher":
+        exact.label = sj.TeacherLabel(case.label.logits.double())
     truth = exact.statistics(backend="reference", upsample="bilinear")
     value, upstream = oracle.random_upstream(truth)
     slope = oracle.array(oracle.gradient_of(value, exact.logits))
@@ -155,6 +161,25 @@ def test_float32_and_less_are_as_good_as_the_plain_way(dtype: torch.dtype, kind:
     plain = errors("reference")
     for name, error in errors("chunked").items():
         assert error <= 1.5 * plain[name] + slack[name], f"{name}: {error:.1e}, plain {plain[name]:.1e}"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("target", [(96, 128), (97, 131)], ids=str)
+def test_a_gradient_of_many_bands_is_rounded_once(
+    target: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("softjaccard.statistics.tiles.TILE_ELEMENTS", 64)  # a band for each row
+    case = low_case("hard", (3, 4), target, dtype=torch.float32)
+    case.logits = case.logits.detach().to(dtype).requires_grad_()
+    exact = dataclasses.replace(case, logits=case.logits.detach().double().requires_grad_())
+    slope, expected = (
+        oracle.array(
+            oracle.gradient_of(each.statistics(backend=backend, upsample="bilinear").overlap.sum(), each.logits)
+        )
+        for each, backend in ((case, "chunked"), (exact, "reference"))
+    )
+    allowed = torch.finfo(dtype).eps / 2 * abs(expected) + 1e-5 * abs(expected).max()
+    assert (abs(slope - expected) <= allowed).all(), f"{(abs(slope - expected) / allowed).max():.1f} times one rounding"
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels last", "transposed", "expanded"])

@@ -23,9 +23,9 @@ from softjaccard.training.optimisation import build_optimiser, build_schedule
 from softjaccard.training.reporting import CSVFile
 
 
-def module(num_classes: int = 11, **settings: Any) -> SupervisedSegmentation:
+def module(num_classes: int = 11, *, architecture: str = "unet", **settings: Any) -> SupervisedSegmentation:
     loss = softjaccard.CompoundLoss(softjaccard.JaccardLoss())
-    return SupervisedSegmentation(loss, num_classes, architecture="unet", encoder="tu-test_resnet", **settings)
+    return SupervisedSegmentation(loss, num_classes, architecture=architecture, encoder="tu-test_resnet", **settings)
 
 
 def quiet(**settings: Any) -> Trainer:
@@ -77,8 +77,9 @@ def test_optimiser_settings_out_of_range(wrong: dict[str, float]) -> None:
         OptimiserSettings(**wrong)
 
 
-def test_evaluation_logs_the_scores_of_the_whole_set(data: CamVidData) -> None:
-    model = module().eval()
+@pytest.mark.parametrize("architecture", ["unet", "deeplabv3plus", "fpn"])  # logits of stride 1 or 4
+def test_evaluation_logs_the_scores_of_the_whole_set(data: CamVidData, architecture: str) -> None:
+    model = module(architecture=architecture).eval()
     trainer = quiet()
     (logged,) = trainer.validate(model, data, verbose=False)
     iou, calibration = FineGrainedIoU(11), CalibrationError(11)
@@ -126,14 +127,18 @@ def test_data_with_other_classes_are_refused(data: CamVidData) -> None:
         quiet().validate(module(num_classes=4), data, verbose=False)
 
 
-def test_the_running_score_is_that_of_the_epochs_images_so_far(data: CamVidData) -> None:
-    model, metric, seen = module(), FineGrainedIoU(11), {}
+@pytest.mark.parametrize("architecture", ["unet", "fpn"])  # logits of stride 1 or 4
+def test_the_running_score_is_that_of_the_epochs_images_so_far(data: CamVidData, architecture: str) -> None:
+    model, metric, seen = module(architecture=architecture), FineGrainedIoU(11), {}
+    own_loss = softjaccard.CompoundLoss(softjaccard.JaccardLoss())
     plain_loss = model._loss
 
     def noted(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        full = torch.nn.functional.interpolate(logits.detach(), label.shape[-2:], mode="bilinear")
+        full = interpolate(logits.detach(), label.shape[-2:], mode="bilinear")
         metric.update(full, label)
-        return plain_loss(logits, label)
+        loss = plain_loss(logits, label)
+        torch.testing.assert_close(loss, own_loss(full, label))
+        return loss
 
     def compare(*_: Any) -> None:
         score = model.trainer.callback_metrics.get("train/mIoU_D")
