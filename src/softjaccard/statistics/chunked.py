@@ -87,13 +87,16 @@ def _sum_hard(pixels: Pixels, options: Options, workspace: Workspace) -> dict[st
     if weight is not None:
         at_label.mul_(weight)
         p.mul_(weight)
-    label, overlap, *cross_entropy = _sum_by_class(at_label, ids, logits.shape[1]).unbind(1)
+    by_class = _sum_by_class(at_label, ids, logits.shape[1])
+    if weight is not None and not options.check:  # one invalid pixel makes all of its image NaN
+        by_class = by_class + 0 * weight.sum(2, keepdim=True)
+    label, overlap, *cross_entropy = by_class.unbind(1)
     formulas = {
         "prediction": lambda: p.sum(2),
         "label": lambda: label,
         "label_square": lambda: label,
-        "label_peak": lambda: torch.sign(label),  # NaN, the weight of an invalid pixel, stays NaN
-        "label_entropy": lambda: torch.zeros_like(label),
+        "label_peak": lambda: torch.where(label > 0, 1.0, 0 * label),  # NaN stays NaN
+        "label_entropy": lambda: 0 * label,
         "overlap": lambda: overlap,
         "product": lambda: overlap,
         "cross_entropy": lambda: cross_entropy[0],
