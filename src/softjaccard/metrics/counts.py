@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from softjaccard.labels.checks import describe, is_integer
 from softjaccard.metrics.inputs import check_ids, check_num_classes, kept_pixels
-from softjaccard.statistics.threads import in_threads
 
 #: Pixels counted at a time on the CPU, where each is read twice: few enough to be in the cache the second time.
-_CHUNK = 2**18
+_CHUNK = 2**19
 #: Cells of a table of counts up to which ignored pixels may have rows of their own.
 _CELLS = 2**16
 _PLAIN = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -101,10 +98,9 @@ def _confusion(ids: Tensor, label: Tensor, num_classes: int, ignore_index: int) 
     counts = torch.zeros((spare - first + 1) * num_classes, dtype=torch.int64, device=label.device)
     narrow = torch.int16 if len(counts) <= torch.iinfo(torch.int16).max else torch.int32  # counted faster than int64
     size = max(1, min(_CHUNK, len(label)) if label.device.type == "cpu" else len(label))
-
-    def count(part: tuple[Tensor, Tensor], buffers: Tensor) -> tuple[int, Tensor, bool]:
-        """The first cell counted, the counts from there on, and whether a label is no class."""
-        part_ids, part_label = part
+    buffers = torch.empty((2, size), dtype=narrow, device=label.device)
+    beside = False  # whether a label is no class
+    for part_ids, part_label in zip(torch.split(ids, size), torch.split(label, size), strict=True):
         rows, cells = buffers[:, : len(part_label)]
         low, high = _copy(part_label, rows)
         least, most = _copy(part_ids, cells)
@@ -118,14 +114,9 @@ def _confusion(ids: Tensor, label: Tensor, num_classes: int, ignore_index: int) 
         start = first if low < 0 else 0
         if start:
             cells -= start * num_classes
-        return (start - first) * num_classes, torch.bincount(cells), low < 0 or high >= num_classes
-
-    beside = False
-    parts = list(zip(torch.split(ids, size), torch.split(label, size), strict=True))
-    scratch = partial(torch.empty, (2, size), dtype=narrow, device=label.device)
-    for start, found, other in in_threads(count, parts, scratch, label.device):
-        counts[start : start + len(found)] += found
-        beside |= other
+        beside |= low < 0 or high >= num_classes
+        part_counts = counts[(start - first) * num_classes :]
+        part_counts += torch.bincount(cells, minlength=len(part_counts))
     table = counts.view(-1, num_classes)[:-1]
     if first <= ignore_index <= last:
         table[ignore_index - first] = 0
