@@ -17,8 +17,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         >>> path.read_text()
         '{}'
     """
-    # The ending stays, because it tells some writers the format.
-    unfinished = path.with_name(f"{path.stem}.part{path.suffix}")
+    # The ending stays, because it tells some writers the format; with the dot in front no result has this name.
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     write(unfinished)
     os.replace(unfinished, path)
 

@@ -92,7 +92,7 @@ class _EvaluationImages(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         sample = _with_common_ignore(self.dataset, index)
-        return {"index": torch.tensor(index), **sample, "size": torch.tensor(sample["label"].shape)}
+        return {**sample, "index": torch.tensor(index), "size": torch.tensor(sample["label"].shape)}
 
 
 def _with_common_ignore(dataset: SegmentationDataset, index: int) -> Batch:

@@ -79,6 +79,8 @@ def predict_images(
             logits, ids = _predict(network, source, settings, decoding, device)
         except InputError as error:
             failures[str(source)] = str(error)
+            for stale in result_files(output, name).values():  # of an earlier call, which this one replaces
+                stale.unlink(missing_ok=True)
             continue
         if palette is None:
             palette = _palette(colours, classes, logits.shape[1])

@@ -190,8 +190,9 @@ class Scorer(_Inference):
         shown = {decoding: set().union(*found["worst"].values()) for decoding, found in self.found.items()}
         for row in sorted(set().union(*shown.values())):
             batch = self.data.evaluation_batch(self.split, [ids[row]])
-            batch = self.trainer.strategy.batch_to_device(batch, self.device)
-            with self.trainer.strategy.precision_plugin.test_step_context():
+            precision = self.trainer.strategy.precision_plugin
+            batch = precision.convert_input(self.trainer.strategy.batch_to_device(batch, self.device))
+            with precision.test_step_context():
                 logits = self.logits(batch) / self.temperature
             logits, image, label = _cut(batch["size"][0].tolist(), logits, batch["image"], batch["label"])
             for decoding, found in self.found.items():

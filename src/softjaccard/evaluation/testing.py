@@ -114,9 +114,17 @@ def evaluate(
         decoding: EvaluationResult(**about, **found, settings={**how, "decoding": decoding})
         for decoding, found in scorer.found.items()
     }
-    save_results(folder, results)
+    if not results:
+        raise InputError(
+            f"No image of the {split} split has been scored: check trainer.limit_{split}_batches, and that "
+            "trainer.strategy is not one that spawns processes."
+        )
     record = folder / f"{split}.json"
-    write_text(record, json.dumps(_record(results, fitted), indent=2) + "\n")
+    try:
+        save_results(folder, results)
+        write_text(record, json.dumps(_record(results, fitted), indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"The results cannot be written to {folder}: {error}") from error
     sys.stdout.write(_summary(results, fitted))
     next_command = f"softjaccard report {folder}" + (f" --split {split}" if split != "test" else "")
     sys.stdout.write(f"Written to {record}.\nNext: {next_command}\n")

@@ -63,7 +63,8 @@ def boundary_counts(
     check_ids("predictions", ids, kept, num_classes)
     # Pixels outside the bands get a class of their own, which is then left out.
     ids, label = (torch.where(_bands(classes, kept, width), classes.long(), num_classes) for classes in (ids, label))
-    return image_counts(ids, label, num_classes + 1, mask=kept, ignore_index=ignore_index)[:, :num_classes]
+    # The mask has the ignored pixels; their id could be that very class.
+    return image_counts(ids, label, num_classes + 1, mask=kept)[:, :num_classes]
 
 
 def _bands(classes: Tensor, kept: Tensor, width: int) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
@@ -159,6 +161,10 @@ class CalibrationError(Metric):
         self.add_state("losses", default=torch.zeros(regions, 2, dtype=torch.float64), dist_reduce_fx="sum")
         if per_image:
             self.add_state("image_rows", default=[], dist_reduce_fx="cat")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *arguments: Any, **options: Any) -> Module:
+        """Move to another device; the sums stay float64 in networks of half precision."""
+        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), *arguments, **options)
 
     def update(self, probabilities: Tensor, label: LabelLike, mask: Tensor | None = None) -> None:
         """Add the images of a batch; arguments as in :func:`calibration_sums`, or logits if ``from_logits``."""

@@ -250,8 +250,16 @@ def _check_classes(classes: Classes, binary: bool, num_classes: int) -> None:
 
 
 def _check_quantiles(quantiles: Sequence[float]) -> None:
-    if not all(0 < quantile <= 100 for quantile in quantiles):
-        raise ValueError(f"quantiles: expected percentages over 0 and up to 100, got {list(quantiles)}")
+    # They are part of the scores' names, from which they are read again.
+    names = [f"{quantile:g}" for quantile in quantiles]
+    if not all(
+        0 < quantile <= 100 and float(name) == quantile and "e" not in name
+        for quantile, name in zip(quantiles, names, strict=True)
+    ):
+        raise ValueError(
+            "quantiles: expected percentages over 0 and up to 100, of at most 6 digits and not under 0.0001, got "
+            f"{list(quantiles)}"
+        )
 
 
 class FineGrainedIoU(CountsTable):
