@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.utilities import dim_zero_cat
@@ -42,13 +44,22 @@ class _Inference(LightningModule):
         self.num_classes = self.dataset.num_classes
 
     def logits(self, batch: Batch) -> Tensor:
-        """Return logits (B, C, H, W)."""
-        logits = predict_logits(self.network, batch["image"], self.settings)
+        """Return logits (B, C, H, W), zero in the padding: the network sees each image as `predict` shows it."""
+        images, sizes = batch["image"], batch["size"].tolist()
+        if all(size == sizes[0] for size in sizes):
+            logits = self._whole(images, sizes[0])
+        else:
+            logits = torch.cat([self._whole(image[None], size) for image, size in zip(images, sizes, strict=True)])
         if logits.shape[1] != self.num_classes:
             raise InputError(
                 f"The network has {logits.shape[1]} classes, but the {self.split} data have {self.num_classes}."
             )
         return logits
+
+    def _whole(self, images: Tensor, size: Sequence[int]) -> Tensor:
+        (images_only,) = _cut(size, images)
+        logits = predict_logits(self.network, images_only, self.settings)
+        return pad(logits, (0, images.shape[3] - size[1], 0, images.shape[2] - size[0]))
 
 
 class TemperatureFit(_Inference):
