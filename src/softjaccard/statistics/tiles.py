@@ -19,8 +19,8 @@ from torch import Tensor
 from softjaccard.statistics.pixels import Options, sum_dtype
 from softjaccard.statistics.threads import in_threads
 
-#: Logits in a tile on the CPU: small enough for a core's caches, large enough to outweigh Python.
-TILE_ELEMENTS = 2**18
+#: Logits in a tile on the CPU: small enough for the caches, large enough that threads seldom wait for Python.
+TILE_ELEMENTS = 2**19
 #: On other devices a tile has to outweigh the launches of its kernels, some 0.1 ms; estimated, not measured.
 DEVICE_TILE_ELEMENTS = 2**23
 
