@@ -47,7 +47,6 @@ def draw_plots(folder: Path, results: list[Result], device: str, machine: str) -
         lines = {line.get_label(): line for panel in panels for line in panel.get_lines()}
         named = {title: lines[title] for loss in _COLOURS if (title := _title(loss)) in lines}
         figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-        folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / f"bench_{quantity}_{device}.png", figure.savefig)
 
 

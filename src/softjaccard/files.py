@@ -10,6 +10,8 @@ from pathlib import Path
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` make a file beside ``path``, then rename it; an interruption leaves what was there before.
 
+    The folder is made if need be.
+
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "scores.json"
@@ -19,6 +21,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """
     # The ending stays, because it tells some writers the format; with the dot in front no result has this name.
     unfinished = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     write(unfinished)
     os.replace(unfinished, path)
 
