@@ -40,7 +40,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_all_settings_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["fit", "--config", "camvid.yaml", "--print_config"])
+        main(["fit", "--recipe", "camvid", "--print_config"])
     assert caught.value.code == 0
     output = capsys.readouterr().out
     assert all(words in output for words in ("learning_rate: 0.0005", "gradient: exact", "max_epochs: 12"))
@@ -79,7 +79,7 @@ def test_errors_of_fit(
     config = tmp_path / "file.yaml"
     config.write_text(f"modell: 3\ndata:\n  init_args:\n    root: {root}\n")
     settings = [setting.replace("ROOT", str(root)).replace("FILE", str(config)) for setting in settings]
-    assert_one_line(["fit", "--config", "camvid.yaml", "--output", "run", *settings], words, capsys)
+    assert_one_line(["fit", "--recipe", "camvid", "--output", "run", *settings], words, capsys)
     assert not Path("run").exists() or "num_classes is 3" in words
 
 
@@ -88,9 +88,9 @@ def test_errors_of_fit(
     [
         ([], ["COMMAND"]),
         (["train"], ["train", "fit"]),
-        (["fit"], ["--config", "camvid.yaml"]),
+        (["fit"], ["--recipe", "camvid"]),
         (["fit", "--config"], ["--config"]),
-        (["fit", "--config", "camvid.yaml", "--data.root", "x", "--output"], ["--output"]),
+        (["fit", "--recipe", "camvid", "--data.root", "x", "--output"], ["--output"]),
         (["test"], ["RUN"]),
         (["test", "nowhere"], ["no run in nowhere"]),
         (["demo", "--nonsense"], ["--nonsense"]),
@@ -127,7 +127,7 @@ def test_a_damaged_image_is_named_from_a_worker_too(tmp_path: Path, capsys: pyte
     broken.write_bytes(b"not an image")
     settings = ["--model.architecture=unet", "--model.encoder=tu-test_resnet", "--data.batch_size=2"]
     settings += ["--data.pad_multiple=32", "--data.workers=1", "--trainer.num_sanity_val_steps=0"]
-    code = main(["fit", "--config", "camvid.yaml", "--data.root", str(root), *settings, "--output", "run"])
+    code = main(["fit", "--recipe", "camvid", "--data.root", str(root), *settings, "--output", "run"])
     assert code == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith(f"softjaccard fit: {broken} cannot be read")
@@ -139,4 +139,4 @@ def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(cli, "_find_config", bug)
     with pytest.raises(KeyError, match="bug"):
-        main(["fit", "--config", "camvid.yaml"])
+        main(["fit", "--recipe", "camvid"])
