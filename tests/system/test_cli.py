@@ -10,6 +10,7 @@ import softjaccard
 from drawn_camvid import draw_camvid
 from softjaccard import cli
 from softjaccard.cli import main
+from softjaccard.training import recipes
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
         (["--version"], [softjaccard.__version__]),
         (["--help"], ["demo", "fit", "test", "predict"]),
-        (["fit", "--help"], ["camvid.yaml", "--model.loss softjaccard.CrossEntropyLoss", "--resume"]),
+        (["fit", "--help"], ["--recipe", "--model.loss softjaccard.CrossEntropyLoss", "--resume"]),
         (["test", "--help"], ["RUN", "best"]),
     ):
         with pytest.raises(SystemExit) as caught:
@@ -68,7 +69,7 @@ def test_all_settings_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None
         (["--data.root=ROOT", "--trainer.max_epoch=3"], ["--trainer.max_epoch"]),
         (["--data.root=ROOT", "--trainer.accelerator=abacus"], ["trainer", "abacus"]),
         (["--data.root=ROOT", "--nonsense=3"], ["--nonsense"]),
-        (["--config=other.yaml"], ["other.yaml", "camvid.yaml"]),
+        (["--config=other.yaml"], ["other.yaml", "--recipe"]),
         (["--config=FILE"], ["modell"]),
         (["--resume"], ["no run to resume"]),
     ],
@@ -88,7 +89,10 @@ def test_errors_of_fit(
     [
         ([], ["COMMAND"]),
         (["train"], ["train", "fit"]),
-        (["fit"], ["--recipe", "camvid"]),
+        (["fit"], ["--recipe", "softjaccard recipes"]),
+        (["fit", "--recipe", "camvit"], ["'camvit'", "camvid"]),
+        (["fit", "--recipe", "hard"], ["hard", "data", "camvid", "scenes"]),
+        (["fit", "--recipe", "camvid+scenes"], ["camvid", "scenes", "choose one"]),
         (["fit", "--config"], ["--config"]),
         (["fit", "--recipe", "camvid", "--data.root", "x", "--output"], ["--output"]),
         (["test"], ["RUN"]),
@@ -137,6 +141,6 @@ def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def bug(*_: object) -> None:
         raise KeyError("bug")
 
-    monkeypatch.setattr(cli, "_find_config", bug)
+    monkeypatch.setattr(recipes, "load_recipe", bug)
     with pytest.raises(KeyError, match="bug"):
         main(["fit", "--recipe", "camvid"])

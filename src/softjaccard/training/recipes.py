@@ -23,8 +23,7 @@ _DEFAULT_METHOD = "hard"
 
 def recipe_parts() -> dict[str, dict[str, Path]]:
     """Return the files of the parts, by kind and name."""
-    folder = Path(str(files("softjaccard") / "recipes"))
-    return {kind: {path.stem: path for path in sorted((folder / kind).glob("*.yaml"))} for kind in KINDS}
+    return {kind: {path.stem: path for path in sorted((_folder() / kind).glob("*.yaml"))} for kind in KINDS}
 
 
 def describe_part(path: Path) -> str:
@@ -56,11 +55,11 @@ def load_recipe(name: str) -> dict[str, Any]:
         chosen[kind] = part
     if "data" not in chosen:
         raise InputError(f"--recipe: {name} has no part for the data; add one of: {', '.join(parts['data'])}.")
-    recipe = _read(parts["data"][chosen["data"]].parent.parent / "common.yaml")
+    recipe = _read(_folder() / "common.yaml")
     data = _read(parts["data"][chosen["data"]])
     chosen = {"method": _DEFAULT_METHOD, **data.pop("defaults"), **chosen}
-    for part in (data, *(_read(parts[kind][chosen[kind]]) for kind in KINDS[1:])):
-        recipe = merge(recipe, part)
+    for settings in (data, *(_read(parts[kind][chosen[kind]]) for kind in KINDS[1:])):
+        recipe = merge(recipe, settings)
     return recipe
 
 
@@ -84,6 +83,10 @@ def merge(first: Mapping[str, Any], second: Mapping[str, Any], depth: int = 0) -
         else:
             merged[name] = merge(before, value, depth + 1)
     return merged
+
+
+def _folder() -> Path:
+    return Path(str(files("softjaccard") / "recipes"))
 
 
 def _read(path: Path) -> dict[str, Any]:
