@@ -1,11 +1,13 @@
 """Training: Lightning modules, what they are trained on and with, optimisers, and runs that are kept in a folder."""
 
+from softjaccard.training.distillation import Distillation
 from softjaccard.training.optimisation import OptimiserSettings
 from softjaccard.training.supervised import SupervisedSegmentation
 from softjaccard.training.targets import AveragedVotes, HardLabel, RandomAnnotator, SmoothLabel, TrainingLabel
 
 __all__ = [
     "AveragedVotes",
+    "Distillation",
     "HardLabel",
     "OptimiserSettings",
     "RandomAnnotator",

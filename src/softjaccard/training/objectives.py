@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,6 +16,8 @@ from softjaccard.losses import CompoundLoss, CrossEntropyLoss
 from softjaccard.losses.base import StatisticsLoss
 from softjaccard.models import NetworkOutput
 from softjaccard.training.targets import Target, TrainingLabel
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,9 @@ def supervised_objectives(loss: nn.Module, label: TrainingLabel, auxiliary_share
     Example:
         >>> from softjaccard import JaccardLoss
         >>> from softjaccard.training.targets import HardLabel
-        >>> for part in supervised_objectives(CompoundLoss(JaccardLoss()), HardLabel(), 0.5):
-        ...     print(part.head, part.weight, part.loss)
-        main 1.0 CompoundLoss(
-          region_weight=0.75, cross_entropy_weight=0.125
-          (region): JaccardLoss()
-        )
-        auxiliary 0.125 CrossEntropyLoss()
+        >>> main, auxiliary = supervised_objectives(CompoundLoss(JaccardLoss()), HardLabel(), 0.5)
+        >>> main.loss.region_weight, main.loss.cross_entropy_weight, auxiliary.weight
+        (0.75, 0.125, 0.125)
     """
     if auxiliary_share is None:
         return [Objective(loss, label)]
@@ -114,13 +112,14 @@ def supervised_objectives(loss: nn.Module, label: TrainingLabel, auxiliary_share
     return [Objective(main, label), Objective(auxiliary, label, weight, "auxiliary")]
 
 
-def ready_for_training(loss: nn.Module) -> nn.Module:
-    """Return a copy that interpolates logits and sums over all devices, if it is a loss of softjaccard's."""
-    loss = deepcopy(loss)
-    if isinstance(loss, StatisticsLoss):
-        loss.upsample = "bilinear"
-        loss.process_group = loss.process_group or "world"
-    return loss
+def ready_for_training(module: _Module) -> _Module:
+    """Return a copy whose softjaccard losses interpolate logits and sum over all devices."""
+    copy = deepcopy(module)
+    for loss in copy.modules():
+        if isinstance(loss, StatisticsLoss):
+            loss.upsample = "bilinear"
+            loss.process_group = loss.process_group or "world"
+    return copy
 
 
 def loss_at_size(loss: nn.Module, logits: Tensor, target: Target, image: Tensor) -> Tensor:

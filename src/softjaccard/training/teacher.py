@@ -40,8 +40,8 @@ class Teacher:
             self._network.to(device)
 
 
-def load_teacher(path: str, num_classes: int) -> SegmentationNetwork:
-    """Build a teacher's network from its run.
+def load_teacher(path: str, num_classes: int) -> tuple[SegmentationNetwork, Path]:
+    """Build a teacher's network from its run, and say from which checkpoint.
 
     Args:
         path: The folder of a run, whose best checkpoint is taken, or the file of a checkpoint.
@@ -52,7 +52,10 @@ def load_teacher(path: str, num_classes: int) -> SegmentationNetwork:
     """
     from softjaccard.training.run import load_run_network
 
-    trained = load_run_network(Path(path).expanduser())
+    try:
+        trained = load_run_network(Path(path).expanduser())
+    except InputError as error:
+        raise InputError(f"model.teacher: {error}") from error
     if len(trained.classes) != num_classes:
         raise InputError(
             f"model.teacher: {trained.checkpoint} has {len(trained.classes)} classes ({', '.join(trained.classes)}), "
@@ -61,4 +64,4 @@ def load_teacher(path: str, num_classes: int) -> SegmentationNetwork:
     network = trained.network
     if not isinstance(network, SegmentationNetwork):
         raise InputError(f"model.teacher: the network of {path} is no SegmentationNetwork.")
-    return network
+    return network, trained.checkpoint
