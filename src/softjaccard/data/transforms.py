@@ -27,9 +27,10 @@ _PADDING = {"image": PADDING_GREY, "label": IGNORE_INDEX, "votes": IGNORE_INDEX,
 # A sum of float32 weights that is one half may come out a little smaller.
 _HALF = 0.5 - 1e-5
 
-_MOST = {"brightness": math.inf, "contrast": math.inf, "saturation": math.inf, "hue": 0.5} | dict.fromkeys(
-    ("jitter_probability", "grey_probability", "blur_probability"), 1.0
-)
+_MOST = {
+    "brightness": math.inf, "contrast": math.inf, "saturation": math.inf, "hue": 0.5,
+    "jitter_probability": 1.0, "grey_probability": 1.0, "blur_probability": 1.0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,6 @@ class PhotometricSettings:
         grey_probability: Probability of taking the colour away.
         blur_probability: Probability of the blur.
         blur_sigma: Least and largest standard deviation of the blur in pixels.
-
-    Raises:
-        InputError: If a number is out of its range.
     """
 
     brightness: float = 0.0
@@ -62,8 +60,8 @@ class PhotometricSettings:
     blur_probability: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
 
-    def __post_init__(self) -> None:
-        """Check the ranges."""
+    def check(self) -> None:
+        """Raise InputError if a number is out of its range."""
         for name, most in _MOST.items():
             value = getattr(self, name)
             if not 0 <= value <= most:
@@ -153,6 +151,8 @@ class TrainingTransform:
             raise InputError(f"flip is {flip}, but must be a probability.")
         self.crop, self.scale_range, self.flip = crop, scale_range, flip
         self.photometric, self.num_classes = photometric or PhotometricSettings(), num_classes
+        # Here and not where they are made: a config's parser would hide the reason.
+        self.photometric.check()
 
     @property
     def deterministic(self) -> bool:
