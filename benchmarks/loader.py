@@ -29,14 +29,14 @@ def draw_folder(root: Path, size: tuple[int, int]) -> None:
     """Write scenes as CamVid's training split."""
     scenes = SyntheticScenes(_IMAGES, size, raters=1)
     names = [f"scene{number}" for number in range(_IMAGES)]
-    folders = {kind: root / kind / "train" for kind in ("images", "annotations")}
-    for folder in folders.values():
-        folder.mkdir(parents=True)
-    for name, scene in zip(names, map(scenes.__getitem__, range(_IMAGES)), strict=True):
+    for folder in ("images", "annotations"):
+        (root / folder / "train").mkdir(parents=True)
+    for number, name in enumerate(names):
+        scene = scenes[number]
         pixels = (scene["image"] * 255).round().byte().permute(1, 2, 0).numpy()
         ids = scene["label"].masked_fill(scene["label"] == scenes.ignore_index, CamVid.ignore_index)
-        Image.fromarray(pixels).save(folders["images"] / f"{name}.jpg", quality=95)
-        Image.fromarray(ids.numpy().astype(np.uint8)).save(folders["annotations"] / f"{name}.png")
+        Image.fromarray(pixels).save(root / "images" / "train" / f"{name}.jpg", quality=95)
+        Image.fromarray(ids.numpy().astype(np.uint8)).save(root / "annotations" / "train" / f"{name}.png")
     (root / "train.txt").write_text("\n".join(names))
 
 
