@@ -96,9 +96,12 @@ class _EvaluationImages(Dataset[Batch]):
 
 
 def _with_common_ignore(dataset: SegmentationDataset, index: int) -> Batch:
-    sample = dataset[index]
-    label = sample["label"]
-    return {**sample, "label": label.masked_fill(label == dataset.ignore_index, IGNORE_INDEX)}
+    sample = dict(dataset[index])
+    if "votes" in sample:
+        sample["votes"] = sample["votes"].short()  # the common id does not fit unsigned bytes
+    for name in {"label", "votes"} & sample.keys():
+        sample[name] = sample[name].masked_fill(sample[name] == dataset.ignore_index, IGNORE_INDEX)
+    return sample
 
 
 class SegmentationData(LightningDataModule, ABC):

@@ -78,10 +78,10 @@ def collate_padded(samples: Sequence[dict[str, Tensor]], multiple: int = 1) -> d
         ValueError: If another entry has the label's height and width.
     """
     for sample in samples:
-        _refuse_other_pixels(sample)
+        _refuse_other_pixels({name: value for name, value in sample.items() if name != "votes"})
     sizes = torch.tensor([sample["label"].shape for sample in samples])
     height, width = (-(-int(side) // multiple) * multiple for side in sizes.amax(0))
-    padding = {"image": PADDING_GREY, "label": IGNORE_INDEX}
+    padding = {"image": PADDING_GREY, "label": IGNORE_INDEX, "votes": IGNORE_INDEX}
 
     def padded(sample: dict[str, Tensor], name: str) -> Tensor:
         if name not in padding:
