@@ -69,7 +69,7 @@ def soft_scores(statistics: RegionStatistics, *, classes: Classes = None) -> dic
     Example:
         >>> statistics = region_statistics(torch.zeros(1, 2, 4), torch.tensor([[0, 0, 0, 1]]))
         >>> {name: round(soft_scores(statistics)[name].item(), 4) for name in ("mSoftIoU_D", "mSoftDice_D", "TV")}
-        {'mSoftIoU_D': 0.3667, 'mSoftDice_D': 0.5333, 'TV': 0.5}
+        {'mSoftIoU_D': 0.3143, 'mSoftDice_D': 0.4667, 'TV': 0.5}
     """
     check_classes(classes, False, statistics["overlap"].shape[1])
     total = statistics.total()
