@@ -46,7 +46,7 @@ class Raters(Dataset[dict[str, Tensor]]):
         validation_seed: Which images these are. That depends on their ids and this number alone.
         scale: Factor on height and width (0.5 is half resolution): the image is averaged (bilinear, antialiased), masks
             take the nearest pixel.
-        cache: Keep the decoded, scaled images and masks in memory (12 + R bytes a pixel; 142 MB for all of BU-BIL), so
+        cache: Keep the decoded, scaled images and masks in memory (12 + R bytes a pixel; 151 MB for all of BU-BIL), so
             that later epochs do not decode again.
 
     Raises:
