@@ -391,8 +391,8 @@ def test_jml_distillation_reads_the_pixels_of_a_head_once(monkeypatch: pytest.Mo
 def test_constant_rows_have_no_correlation_and_drop_out() -> None:
     counted = torch.ones(1, 2, 3, dtype=torch.bool)
     features = torch.zeros(1, 1, 2, 3)
-    student = NetworkOutput(torch.randn(1, 4, 2, 3).requires_grad_(), None, features)
-    teacher = NetworkOutput(torch.randn(1, 4, 2, 3), None, features)
+    student = NetworkOutput(torch.randn(1, 11, 2, 3).requires_grad_(), None, features)
+    teacher = NetworkOutput(torch.randn(1, 11, 2, 3), None, features)
     flat = teacher._replace(logits=teacher.logits.clone())
     flat.logits[..., 1, 2] = 0.3  # this cell's probabilities are equal
     inter = CorrelationDistillation(intra_weight=0.0)
@@ -405,7 +405,7 @@ def test_constant_rows_have_no_correlation_and_drop_out() -> None:
     value = CorrelationDistillation(inter_weight=0.0)(student, teacher, alone)
     assert value == 0
     # A network that knows nothing yet has constant probabilities everywhere.
-    blank = student._replace(logits=torch.zeros(1, 4, 2, 3, requires_grad=True))
+    blank = student._replace(logits=torch.zeros(1, 11, 2, 3, requires_grad=True))
     value = CorrelationDistillation()(blank, teacher, counted)
     assert value == 0
     assert (gradients(value, blank, ("logits",))[0] == 0).all()

@@ -55,7 +55,8 @@ class CrossImageRelationalDistillation(DistillationTerm):
         """See `DistillationTerm.term`."""
         own, fixed, cells = at_student_resolution(student.features, teacher.features, counted)
         if cells[0].numel() >= _POOLED_FROM:
-            own, fixed, cells = _averaged(own, fixed, cells)
+            own, fixed = _pooled(own, cells), _pooled(fixed, cells)
+            cells = functional.avg_pool2d(cells.float(), _POOLING) >= 0.5
         images = [
             [_unit_vectors(each[n : n + 1], cells[n : n + 1]) for each in (own, fixed)]
             for n in range(len(cells))
@@ -81,15 +82,9 @@ class CrossImageRelationalDistillation(DistillationTerm):
         return functional.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
 
 
-def _averaged(student: Tensor, teacher: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Maps (B, D, h, w) averaged over squares of cells, those that count, and the squares that do."""
-    counted = cells.unsqueeze(1)
-    share = functional.avg_pool2d(counted.float(), _POOLING)
-    means = [
-        functional.avg_pool2d(torch.where(counted, each, 0.0), _POOLING) / torch.where(share == 0, 1.0, share)
-        for each in (student, teacher)
-    ]
-    return means[0], means[1], share.squeeze(1) >= 0.5
+def _pooled(features: Tensor, cells: Tensor) -> Tensor:
+    """A map (B, D, h, w) averaged over squares of cells, up to the length of vectors over those that count."""
+    return functional.avg_pool2d(torch.where(cells.unsqueeze(1), features, 0.0), _POOLING)
 
 
 def _unit_vectors(features: Tensor, cells: Tensor) -> Tensor:
