@@ -20,12 +20,14 @@ from softjaccard.training.distillation.cwd import ChannelWiseDistillation
 from softjaccard.training.distillation.dist import CorrelationDistillation
 from softjaccard.training.distillation.jml import JMLDistillation
 from softjaccard.training.distillation.kl import KLDistillation
+from softjaccard.training.distillation.module import Distillation
 from softjaccard.training.distillation.skd import StructuredDistillation
 
 __all__ = [
     "ChannelWiseDistillation",
     "CorrelationDistillation",
     "CrossImageRelationalDistillation",
+    "Distillation",
     "DistillationTerm",
     "JMLDistillation",
     "KLDistillation",

@@ -53,7 +53,7 @@ class DistillationTerm(nn.Module, ABC):
         fixed = NetworkOutput(
             teacher.logits.detach(),
             None if teacher.auxiliary is None else teacher.auxiliary.detach(),
-            teacher.features.detach(),
+            None if teacher.features is None else teacher.features.detach(),
         )
         with torch.autocast(student.logits.device.type, enabled=False):
             return self.weight * self.term(student, fixed, counted)
@@ -94,6 +94,20 @@ def at_student_resolution(student: Tensor, teacher: Tensor, counted: Tensor) -> 
         teacher = functional.interpolate(teacher, size=size, mode="bilinear", align_corners=False)
     share = functional.adaptive_avg_pool2d(counted.unsqueeze(1).float(), size).squeeze(1)
     return student, teacher, share >= 0.5
+
+
+def features_of(output: NetworkOutput) -> Tensor:
+    """Return the features (B, D, h, w) of a network's output.
+
+    Raises:
+        InputError: If only its logits are known.
+    """
+    if output.features is None:
+        raise InputError(
+            "This distillation compares features, but a network gives only logits. Choose a teacher that returns a "
+            "NetworkOutput with features, or another method."
+        )
+    return output.features
 
 
 def selected(values: Tensor, cells: Tensor) -> Tensor:

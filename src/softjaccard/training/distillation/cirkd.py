@@ -13,6 +13,7 @@ from softjaccard.training.distillation.base import (
     at_student_resolution,
     direction,
     expect_temperature,
+    features_of,
     selected,
 )
 
@@ -53,7 +54,7 @@ class CrossImageRelationalDistillation(DistillationTerm):
 
     def term(self, student: NetworkOutput, teacher: NetworkOutput, counted: Tensor) -> Tensor:
         """See `DistillationTerm.term`."""
-        own, fixed, cells = at_student_resolution(student.features, teacher.features, counted)
+        own, fixed, cells = at_student_resolution(features_of(student), features_of(teacher), counted)
         if cells[0].numel() >= _POOLED_FROM:
             own, fixed = _pooled(own, cells), _pooled(fixed, cells)
             cells = functional.avg_pool2d(cells.float(), _POOLING) >= 0.5

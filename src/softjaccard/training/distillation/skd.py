@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from softjaccard.losses.base import expect_number
 from softjaccard.models.network import NetworkOutput
-from softjaccard.training.distillation.base import DistillationTerm, at_student_resolution, direction
+from softjaccard.training.distillation.base import DistillationTerm, at_student_resolution, direction, features_of
 
 
 class StructuredDistillation(DistillationTerm):
@@ -46,7 +46,7 @@ class StructuredDistillation(DistillationTerm):
     def term(self, student: NetworkOutput, teacher: NetworkOutput, counted: Tensor) -> Tensor:
         """See `DistillationTerm.term`."""
         pixel = _pixel_term(*at_student_resolution(student.logits, teacher.logits, counted))
-        pair = _pair_term(*at_student_resolution(student.features, teacher.features, counted))
+        pair = _pair_term(*at_student_resolution(features_of(student), features_of(teacher), counted))
         return self.pixel_weight * pixel + self.pair_weight * pair
 
 
