@@ -302,6 +302,16 @@ def test_another_number_of_classes_is_refused(kind: Kind) -> None:
         kind.make()(make_output(), teacher, make_counted())
 
 
+@every_kind
+def test_a_teacher_of_logits_only_is_refused_where_features_are_compared(kind: Kind) -> None:
+    student, teacher = make_output(), make_output()._replace(auxiliary=None, features=None)
+    if kind.make().needs_features:
+        with pytest.raises(InputError, match="only logits"):
+            kind.make()(student, teacher, make_counted())
+    else:
+        assert kind.make()(student, teacher, make_counted()).isfinite()
+
+
 @pytest.mark.parametrize(
     ("make", "options", "word"),
     [(kind.make, {"weight": -1.0}, "weight") for kind in KINDS.values()]

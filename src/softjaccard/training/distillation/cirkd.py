@@ -30,10 +30,10 @@ class CrossImageRelationalDistillation(DistillationTerm):
     .. math:: \frac{1}{N^2} \sum_{m, n} \frac{1}{|V_m|} \sum_{i \in V_m} \mathrm{KL}(q_{mni} \,\|\, p_{mni}), \quad
               p_{mni} = \mathrm{softmax}_{j \in V_n}(f_{mi}^T f_{nj} / T)
 
-    with f the student's features of length 1 and q the same of the teacher's: for each ordered pair of images, how
-    similar a cell of the one is to each cell of the other. The two networks may differ in their number of features.
-    Yang et al., CVPR 2022, arXiv 2204.06986; the terms with a memory bank are left out. Zero where the similarities are
-    equal.
+    with f the student's features of length 1 and q the same of the teacher's: for each ordered pair of the (device's)
+    images, how similar a cell of the one is to each cell of the other. The two networks may differ in their number of
+    features. Yang et al., CVPR 2022, arXiv 2204.06986; the terms with a memory bank are left out. Zero where the
+    similarities are equal.
 
     V_n are the cells of image n that count, and N the number of images that have one; the original counts ignored
     pixels. As there, maps of 256 x 256 cells or more are averaged over 4 x 4 cells first; here over those that count,
