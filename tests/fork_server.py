@@ -29,13 +29,18 @@ def die(*_: Any, **__: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def die_in(place: str, count: float) -> None:
-    """Have this process killed when it comes to a place for the count-th time, or after a time."""
+    """Have this process killed or interrupted when it comes to a place for the count-th time, or after a time."""
     if place == "seconds":
         threading.Timer(count, die).start()
         return
     owner, name, before, after = {
         "training step": (SupervisedSegmentation, "training_step", die, None),
+        "Ctrl-C": (SupervisedSegmentation, "training_step", interrupt, None),
         "optimiser": (torch.optim.AdamW, "step", None, die),
         "validation": (SupervisedSegmentation, "validation_step", die, None),
         "half a checkpoint": (torch, "save", write_half_and_die, None),
@@ -76,8 +81,10 @@ def fork(arguments: list[str], log: str, kill: list[Any] | None) -> int:
             if kill is not None:
                 die_in(*kill)
             code = main(arguments)
-            sys.stdout.flush()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
         finally:
+            sys.stdout.flush()
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 

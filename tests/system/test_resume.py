@@ -17,9 +17,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import fork_server
+from softjaccard.cli import main
 
-# Two validations an epoch; dropout in the network; the last checkpoint every two steps, and two epochs and a half of
-# another length.
+# Five steps an epoch, a validation in its midst, dropout in the network, and the last checkpoint every two steps.
 SETTINGS = [
     "--data.size=40", "--data.crop=[32,32]", "--data.training=20", "--data.validation=3", "--data.batch_size=4",
     "--data.evaluation_batch_size=2", "--data.pad_multiple=32", "--model.architecture=deeplabv3plus",
@@ -104,6 +104,27 @@ def test_the_checkpoint_has_what_it_should(uninterrupted: Path) -> None:
     curves = shown(uninterrupted)
     assert [step for step, _ in curves["train/loss"]] == list(range(15))
     assert [step for step, _ in curves["val/mIoU_D"]] == [2, 7, 12]
+
+
+def test_a_run_that_is_stopped_says_where_it_goes_on(softjaccard: Run, uninterrupted: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    assert fit(softjaccard, output, [], ("Ctrl-C", 8)) == 1
+    assert "--resume goes on from step 6." in output.with_suffix(".log").read_text()
+    assert fit(softjaccard, output, []) == 0
+    assert "Going on from step 6." in output.with_suffix(".log").read_text()
+    assert_same(output, uninterrupted)
+
+
+def test_checkpoints_without_generators_are_not_resumed(
+    uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = shutil.copytree(uninterrupted, tmp_path / "run")
+    path = output / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["generators"]
+    torch.save(checkpoint, path)
+    assert main(["fit", "--config=scenes.yaml", f"--output={output}", *SETTINGS, "--resume"]) == 2
+    assert "last.ckpt cannot be resumed" in capsys.readouterr().err
 
 
 def test_a_run_that_is_killed_ends_as_if_it_had_not_been(softjaccard: Run, uninterrupted: Path, tmp_path: Path) -> None:
