@@ -92,7 +92,8 @@ def generator_states() -> dict[str, Any]:
     name, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(np.asarray(keys).copy()), *rest),
+        # Torch cannot send its uint32 between processes.
+        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if _cuda_in_use() else [],
     }
@@ -105,7 +106,7 @@ def set_generator_states(states: dict[str, Any]) -> None:
     """
     random.setstate(states["python"])
     name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.numpy(), *rest))
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"])
     if _cuda_in_use():
         for device, state in zip(range(torch.cuda.device_count()), states["cuda"], strict=False):
