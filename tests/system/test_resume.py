@@ -49,7 +49,7 @@ def softjaccard() -> Iterator[Run]:
 
 def fit(softjaccard: Run, output: Path, settings: list[str], kill: tuple[str, float] | None = None) -> int:
     """Begin a run, or go on with it if it has begun."""
-    arguments = ["fit", "--config=scenes.yaml", f"--output={output}", *SETTINGS, *settings]
+    arguments = ["fit", "--recipe=scenes", f"--output={output}", *SETTINGS, *settings]
     resume = ["--resume"] if (output / "config.yaml").exists() else []
     return softjaccard([*arguments, *resume], output.with_suffix(".log"), kill)
 
@@ -123,7 +123,7 @@ def test_checkpoints_without_generators_are_not_resumed(
     checkpoint = torch.load(path, weights_only=True)
     del checkpoint["generators"]
     torch.save(checkpoint, path)
-    assert main(["fit", "--config=scenes.yaml", f"--output={output}", *SETTINGS, "--resume"]) == 2
+    assert main(["fit", "--recipe=scenes", f"--output={output}", *SETTINGS, "--resume"]) == 2
     assert "last.ckpt cannot be resumed" in capsys.readouterr().err
 
 
