@@ -25,6 +25,7 @@ _FIT_HELP = """\
   --model.optimiser.learning_rate 1e-3
   --trainer.max_epochs 24
   --seed 1
+  --checkpoint_every 500                          write the last checkpoint each 500 steps, too, not only after an epoch
 
 Ignored pixels are -100 in every batch, whatever id the files have for them: leave a loss's ignore_index as it is.
 Settings are listed by --print_config (behind the other options); --model.help CLASS and --data.help CLASS explain them,
@@ -80,7 +81,10 @@ def _join_settings(arguments: Sequence[str]) -> list[str]:
     """Write `--data.root PATH` as `--data.root=PATH`, so that PATH is not taken for an argument of its own."""
     joined: list[str] = []
     for argument in arguments:
-        waiting = bool(joined) and re.fullmatch(r"--(seed|data|model|trainer)([.][^=]*)?", joined[-1]) is not None
+        waiting = (
+            bool(joined)
+            and re.fullmatch(r"--(seed|data|model|trainer|checkpoint_every)([.][^=]*)?", joined[-1]) is not None
+        )
         if waiting and not argument.startswith("--"):
             joined[-1] += f"={argument}"
         else:
@@ -118,7 +122,9 @@ def _build_parser() -> argparse.ArgumentParser:
         help="a YAML file with settings; wins over the recipe, and the last of several over the others",
     )
     fit.add_argument("--output", type=Path, help="the run's folder (runs/ and the recipe's or the last config's name)")
-    fit.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run in that folder")
+    fit.add_argument(
+        "--resume", action="store_true", help="go on from the run's last checkpoint as if it had not stopped"
+    )
     fit.set_defaults(run=_fit)
 
     recipes = _add_command(commands, "recipes", "list the parts that recipes are made of", "")
