@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from softjaccard.data.masks import MaskValues
-from softjaccard.data.pairs import Pair, PairedData, PairedImages, first_folder, pairs_in_folders
+from softjaccard.data.pairs import Counts, Pair, PairedData, PairedImages, first_folder, pairs_in_folders
 
 _FOLDERS = {"train": "training", "val": "validation"}
 
@@ -19,7 +19,7 @@ class ADE20K(PairedImages):
     """
 
     title = "ADE20K"
-    official_counts = {"train": 20210, "val": 2000}
+    official_counts = Counts(train=20210, val=2000)
     classes = (
         "wall", "building", "sky", "floor", "tree", "ceiling", "road", "bed", "windowpane", "grass", "cabinet",
         "sidewalk", "person", "earth", "door", "table", "mountain", "plant", "curtain", "chair", "car", "water",

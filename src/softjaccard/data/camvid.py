@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from softjaccard.data.masks import MaskValues
-from softjaccard.data.pairs import Pair, PairedData, PairedImages, read_list
+from softjaccard.data.pairs import Counts, Pair, PairedData, PairedImages, read_list
 
 
 class CamVid(PairedImages):
@@ -18,7 +18,7 @@ class CamVid(PairedImages):
     """
 
     title = "CamVid"
-    official_counts = {"train": 367, "val": 101, "test": 233}
+    official_counts = Counts(train=367, val=101, test=233)
     classes = (
         "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
     )  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 
 from softjaccard.data.masks import MaskValues, pack_colours, read_colour_mask, show_packed
 from softjaccard.data.module import Split
-from softjaccard.data.pairs import Pair, PairedData, PairedImages, first_folder, pairs_in_folders
+from softjaccard.data.pairs import Counts, Pair, PairedData, PairedImages, first_folder, pairs_in_folders
 from softjaccard.errors import InputError
 
 _FOLDS = 5
@@ -33,13 +33,13 @@ class DeepGlobeLand(PairedImages):
     """
 
     title = "DeepGlobe Land"
-    official_counts = {"train": 643, "val": 160}
+    official_counts = Counts(train=643, val=160)
     classes = ("urban", "agriculture", "rangeland", "forest", "water", "barren")
     colours = ((0, 255, 255), (255, 255, 0), (255, 0, 255), (0, 255, 0), (0, 0, 255), (255, 255, 255))
     num_classes = len(classes)
     ignore_index = _IGNORED
     values = MaskValues(
-        {0: _IGNORED, **{int(pack_colours(np.uint8(each))): index for index, each in enumerate(colours)}},
+        {0: _IGNORED, **{int(pack_colours(np.array(each, np.uint8))): index for index, each in enumerate(colours)}},
         _IGNORED,
         show_packed,
     )

@@ -17,7 +17,7 @@ from softjaccard.errors import InputError, nearest_names
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 _IGNORED = 255
-_LIST_SPLITS: tuple[Split, ...] = ("train", "val", "test")
+_SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class ImageFolder(PairedImages):
@@ -95,17 +95,17 @@ class ImageFolder(PairedImages):
 
     def _names(self, names: Sequence[str]) -> Sequence[str]:
         """Return those of the names that are in the split."""
-        lists = [self.root / f"{split}.txt" for split in _LIST_SPLITS]
         if self.shares is not None:
             chosen: Sequence[str] = self._share(names)
-        elif any(path.is_file() for path in lists):
+        elif _listed(self.root):
             chosen = [_without_ending(each) for each in read_list(self.root / f"{self.split}.txt")]
-        elif any((self.root / "images" / split).is_dir() for split in _LIST_SPLITS):
+        elif any((self.root / "images" / split).is_dir() for split in _SPLITS):
             chosen = [each for each in names if each.startswith(f"{self.split}/")]
         else:
             raise InputError(
-                f"The splits of {self.root} are not known: neither {lists[0]} nor {self.root / 'images' / 'train'} is "
-                "there. Make such lists or folders, or set shares, the parts that are val and test."
+                f"The splits of {self.root} are not known: neither {self.root / 'train.txt'} nor "
+                f"{self.root / 'images' / 'train'} is there. Make such lists or folders, or set shares, the parts that "
+                "are val and test."
             )
         if not chosen:
             raise InputError(f"The {self.split} split of {self.root} is empty.")
@@ -149,8 +149,20 @@ class ImageFolderData(PairedData):
         super().__init__(root, scale=scale, cache=cache, **settings)
         self.classes, self.shares, self.shares_seed = classes, shares, shares_seed
 
+    def splits(self) -> tuple[Split, ...]:
+        """Train, val, and test if there is one."""
+        root = Path(self.root).expanduser()
+        lists = _listed(root)
+        has_test = self.shares[1] > 0 if self.shares else "test" in lists if lists else (root / "images/test").is_dir()
+        return _SPLITS if has_test else _SPLITS[:2]
+
     def _options(self) -> dict[str, Any]:
         return {"classes": self.classes, "shares": self.shares, "shares_seed": self.shares_seed}
+
+
+def _listed(root: Path) -> list[Split]:
+    """Return the splits that have a list."""
+    return [split for split in _SPLITS if (root / f"{split}.txt").is_file()]
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -50,7 +50,7 @@ def read_colour_mask(path: Path) -> np.ndarray:
     image = _open_mask(path)
     if image.mode not in ("RGB", "P", "RGBA"):
         raise InputError(f"{path} has mode {image.mode}; expected colours: RGB, or a palette.")
-    if image.mode == "RGBA" and image.getextrema()[3] != (255, 255):
+    if image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255):
         raise InputError(f"{path} has transparent pixels; expected a mask of opaque colours.")
     return np.asarray(image.convert("RGB"))
 
@@ -76,7 +76,8 @@ def pack_colours(colours: np.ndarray) -> np.ndarray:
         '0xff0010'
     """
     red, green, blue = np.moveaxis(colours.astype(np.uint32), -1, 0)
-    return red << 16 | green << 8 | blue
+    packed: np.ndarray = red << 16 | green << 8 | blue
+    return packed
 
 
 def show_packed(value: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -38,6 +38,14 @@ class Pair(NamedTuple):
     mask: Path
 
 
+class Counts(NamedTuple):
+    """Official numbers of images; `test` is None where the labels of the test images are not public."""
+
+    train: int
+    val: int
+    test: int | None = None
+
+
 class PairedImages(Dataset[dict[str, Tensor]], ABC):
     """Images and masks from files; a data set's own class says where they are and what the masks' values mean.
 
@@ -66,7 +74,7 @@ class PairedImages(Dataset[dict[str, Tensor]], ABC):
     """
 
     title: ClassVar[str]
-    official_counts: ClassVar[Mapping[str, int]] = {}
+    official_counts: ClassVar[Counts | None] = None
     classes: tuple[str, ...]
     colours: Colours
     num_classes: int
@@ -97,7 +105,7 @@ class PairedImages(Dataset[dict[str, Tensor]], ABC):
     @classmethod
     def test_is_val(cls) -> bool:
         """Whether the labels of the test images are not public, so that the val images stand in for them."""
-        return bool(cls.official_counts) and "test" not in cls.official_counts
+        return cls.official_counts is not None and cls.official_counts.test is None
 
     @abstractmethod
     def _find_pairs(self) -> Sequence[Pair]:
@@ -125,7 +133,7 @@ class PairedImages(Dataset[dict[str, Tensor]], ABC):
 
     def count_warning(self) -> str | None:
         """Return a sentence if the split has not the official number of images."""
-        official = self.official_counts.get(self.split)
+        official = getattr(self.official_counts, self.split, None)
         if official in (None, len(self)):
             return None
         return f"The {self.split} split of {self.title} in {self.root} has {len(self)} images, officially {official}."
@@ -183,6 +191,10 @@ class PairedData(SegmentationData):
             check: Whether files are looked at, as in `PairedImages`.
         """
         return self.images(self.root, split, scale=self.scale, cache=self.cache, check=check, **self._options())
+
+    def splits(self) -> tuple[Split, ...]:
+        """Return the splits that have images of their own."""
+        return ("train", "val") if self.images.test_is_val() else ("train", "val", "test")
 
     def _options(self) -> dict[str, Any]:
         """Return further arguments of the data set."""
@@ -260,35 +272,25 @@ def read_list(path: Path) -> tuple[str, ...]:
     return ids
 
 
-def pairs_in_folders(images: Path, masks: Path, image_ending: str, mask_ending: str) -> list[Pair]:
-    """Return a pair for each name that an image or a mask has, in order of the names.
+def pairs_in_folders(images: Path, masks: Path, image_ending: str, mask_ending: str, name: str = "*") -> list[Pair]:
+    """Return a pair for each id that an image or a mask has, in order.
 
     Args:
         images: Where the images are.
         masks: Where the masks are; may be the same folder.
         image_ending: What follows the id in an image's name.
         mask_ending: What follows the id in a mask's name.
+        name: Pattern of the ids; `*/*` looks into sub-folders.
 
     Raises:
         InputError: If a folder is missing, or there are neither images nor masks.
     """
     ids = {
-        path.name.removesuffix(ending)
+        path.relative_to(folder).as_posix().removesuffix(ending)
         for folder, ending in ((images, image_ending), (masks, mask_ending))
-        for path in existing_folder(folder).iterdir()
-        if path.name.endswith(ending) and not path.name.startswith(".")
+        for path in existing_folder(folder).glob(f"{name}{ending}")
+        if not path.name.startswith(".")
     }
     if not ids:
-        raise InputError(f"There are no images: {images / f'*{image_ending}'} was looked for.")
+        raise InputError(f"There are no images: {images / f'{name}{image_ending}'} was looked for.")
     return [Pair(each, images / f"{each}{image_ending}", masks / f"{each}{mask_ending}") for each in sorted(ids)]
-
-
-def subfolders(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder, in order.
-
-    Raises:
-        InputError: If the folder is missing.
-    """
-    return sorted(
-        path.name for path in existing_folder(folder).iterdir() if path.is_dir() and not path.name.startswith(".")
-    )

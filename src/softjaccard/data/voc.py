@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from softjaccard.data.masks import MaskValues, read_index_mask
 from softjaccard.data.module import Split
-from softjaccard.data.pairs import Pair, PairedData, PairedImages, existing_folder, first_folder, read_list
+from softjaccard.data.pairs import Counts, Pair, PairedData, PairedImages, existing_folder, first_folder, read_list
 from softjaccard.errors import InputError, first_line
 
 
@@ -35,7 +35,7 @@ class VOC(PairedImages):
     """
 
     title = "PASCAL VOC 2012"
-    official_counts = {"train": 10582, "val": 1449}
+    official_counts = Counts(train=10582, val=1449)
     classes = (
         "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
         "dining table", "dog", "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv monitor",
@@ -63,10 +63,11 @@ class VOC(PairedImages):
     def _find_pairs(self) -> list[Pair]:
         voc = first_folder(self.root, (".", "VOC2012", "VOCdevkit/VOC2012"), "JPEGImages", self.title)
         lists = voc / "ImageSets" / "Segmentation"
-        ids, augmented = read_list(lists / "val.txt"), {}
+        ids: Iterable[str] = read_list(lists / "val.txt")
+        augmented: Mapping[str, Path] = {}
         if self.split == "train":
             augmented = self._augmented_masks(voc)
-            ids = tuple(sorted({*augmented, *read_list(lists / "train.txt")} - set(ids)))
+            ids = sorted({*augmented, *read_list(lists / "train.txt")}.difference(ids))
         return [
             Pair(
                 each, voc / "JPEGImages" / f"{each}.jpg", augmented.get(each, voc / "SegmentationClass" / f"{each}.png")
@@ -79,12 +80,12 @@ class VOC(PairedImages):
         release = voc / "SegmentationClassAug"
         if self.sbd is None and release.is_dir():
             return {path.stem: path for path in release.glob("*.png")}
-        if self.sbd is not None:
-            above, names = existing_folder(Path(self.sbd)), (".", "dataset", "benchmark_RELEASE/dataset")
-        else:
-            above, names = self.root, ("benchmark_RELEASE/dataset",)
         try:
-            sbd = first_folder(above, names, "cls", "SBD")
+            if self.sbd is None:
+                sbd = first_folder(self.root, ("benchmark_RELEASE/dataset",), "cls", "SBD")
+            else:
+                places = (".", "dataset", "benchmark_RELEASE/dataset")
+                sbd = first_folder(existing_folder(Path(self.sbd)), places, "cls", "SBD")
         except InputError as error:
             raise InputError(f"{error} (sbd says where SBD is; {release} would do, too.)") from error
         ids = {*read_list(sbd / "train.txt"), *read_list(sbd / "val.txt")}
@@ -120,7 +121,7 @@ def _read_mat(path: Path) -> np.ndarray:
     from scipy.io import loadmat
 
     try:
-        mask = loadmat(path, variable_names=["GTcls"])["GTcls"]["Segmentation"].item()
+        mask: np.ndarray = loadmat(path, variable_names=["GTcls"])["GTcls"]["Segmentation"].item()
     # A damaged file can make the reader stumble over anything.
     except Exception as error:
         raise InputError(f"{path} cannot be read as a mask of SBD: {first_line(error)}") from error
