@@ -156,13 +156,13 @@ def _percent(share: float) -> str:
 
 def list_data_sets() -> None:
     """Print the names of the data sets, with their classes and official numbers of images."""
-    table = Table("NAME", "data set", "classes", "train", "val", "test", "data.class_path", box=None)
+    table = Table("NAME", "classes", "train", "val", "test", "data.class_path", box=None)
     for name, data in DATA_SETS.items():
         images = data.images
         official = images.official_counts
         numbers = [images.num_classes, *(each or "val" for each in official)] if official else [""] * 4
-        table.add_row(name, images.title, *map(str, numbers), f"{data.__module__}.{data.__name__}")
-    Console(width=110).print(table)
+        table.add_row(name, *map(str, numbers), f"{data.__module__}.{data.__name__}")
+    Console(width=100).print(table)
 
 
 def _open_data(name: str, root: str, settings: Sequence[str]) -> PairedData:

@@ -205,7 +205,7 @@ class _ClassFile:
         ignored = [self._value(each, has_colours) for each in content.get("ignored") or []]
         for what, entries in (("name", names), ("colour" if has_colours else "id", [*values, *ignored])):
             if len(set(entries)) < len(entries):
-                self._fail(f"a {what} is there twice")
+                self._fail(f"the same {what} is there twice")
         ignore_index = _IGNORED if len(names) <= _IGNORED else np.iinfo(np.uint16).max
         table = {**{value: index for index, value in enumerate(values)}, **dict.fromkeys(ignored, ignore_index)}
         return names, colours, MaskValues(table, ignore_index, show_packed if has_colours else str), has_colours
