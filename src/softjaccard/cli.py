@@ -54,9 +54,10 @@ the best likelihood on the validation images, predicted in the same way.
 
 
 _DATA_HELP = """\
-NAME is a data set that `softjaccard data list` shows, PATH where it is. Every image and mask is decoded, and each pixel of
-each mask is compared with the values that the data set knows. The shares of all classes are printed, then everything that
-is wrong, and the exit code is 2 if anything is. A part of a data set is in order: the number of images is only a warning.
+NAME is a data set that `softjaccard data list` shows, PATH where it is. Every image and mask is decoded, and each pixel
+of each mask is compared with the values that the data set knows. The classes' shares of the pixels are printed, then
+all that is wrong; if anything is, the exit code is 2. A part of a data set is in order: another number of images than
+the official one is only a warning.
 
 Settings of the data set go behind the options, such as --data.sbd PATH (voc), --data.fold 1 (deepglobe-land) or
 --data.classes FILE (folder).

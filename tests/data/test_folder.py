@@ -89,7 +89,7 @@ def test_sub_folders(tmp_path: Path) -> None:
     assert ImageFolder(tmp_path).ids == ("train/a", "train/x/b")
     assert_labels(ImageFolder(tmp_path), truth)
     assert_labels(ImageFolder(tmp_path, "val"), truth)
-    with pytest.raises(InputError, match="test split of .* is empty"):
+    with pytest.raises(InputError, match=r"test split of .* is empty"):
         ImageFolder(tmp_path, "test")
     assert ImageFolderData(str(tmp_path)).splits() == ("train", "val")
     shutil.copytree(tmp_path / "images" / "val", tmp_path / "images" / "test")
@@ -116,7 +116,7 @@ def test_shares(tmp_path: Path) -> None:
     assert data.splits() == ("train", "val")
     data.setup("fit")
     assert len(data.datasets["train"]) == 4
-    with pytest.raises(InputError, match="test split of .* is empty"):
+    with pytest.raises(InputError, match=r"test split of .* is empty"):
         data.setup("test")
 
 
@@ -210,9 +210,9 @@ def test_values_that_the_class_file_does_not_know(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds 7 \(\d+ pixels\), 128 \(\d+ pixels\); expected 0, 255"):
         ImageFolder(tmp_path, shares=SHARES)
     draw_folder(tmp_path, classes=COLOUR)
-    image = Image.open(tmp_path / "masks" / "a.png")
+    name = ImageFolder(tmp_path, shares=SHARES).ids[0]
+    image = Image.open(tmp_path / "masks" / f"{name}.png")
     image.putpixel((3, 4), (0, 129, 0))
-    image.save(tmp_path / "masks" / "a.png")
-    with pytest.raises(InputError, match=r"a.png holds #008100 \(1 pixels\); expected #000000, #0000ff, #008000"):
-        for split in ("train", "val", "test"):
-            ImageFolder(tmp_path, split, shares=SHARES)  # type: ignore[arg-type]
+    image.save(tmp_path / "masks" / f"{name}.png")
+    with pytest.raises(InputError, match=r"png holds #008100 \(1 pixels\); expected #000000, #0000ff, #008000"):
+        ImageFolder(tmp_path, shares=SHARES)

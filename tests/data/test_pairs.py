@@ -104,7 +104,7 @@ def test_kinds_of_colour_masks(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=f"mask.png .*{words}"):
             read_colour_mask(tmp_path / "mask.png")
     Image.fromarray(COLOUR).save(tmp_path / "mask.png", "JPEG", quality=100)
-    with pytest.raises(InputError, match="mask.png is a JPEG file"):
+    with pytest.raises(InputError, match=r"mask.png is a JPEG file"):
         read_colour_mask(tmp_path / "mask.png")
 
 
@@ -146,7 +146,7 @@ def test_an_image_that_is_spoilt_later_is_found_when_it_is_read(root: Path) -> N
     dataset = CamVid(root)
     cut(root / "images" / "train" / "train_4.jpg", 0.5)
     dataset[3]
-    with pytest.raises(InputError, match="train_4.jpg cannot be read"):
+    with pytest.raises(InputError, match=r"train_4.jpg cannot be read"):
         dataset[4]
 
 
@@ -173,7 +173,7 @@ def test_lists_of_other_systems(root: Path, encoding: str, end: str) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("train_0\ntrain_1\ntrain_0\n".encode(), "train.txt has train_0 more than once"),
+        (b"train_0\ntrain_1\ntrain_0\n", "train.txt has train_0 more than once"),
         ("train_0\n".encode("utf-16"), "train.txt is no UTF-8 text"),
         (b"\xef\xbb\xbf\r\n", "empty: .*train.txt"),
     ],

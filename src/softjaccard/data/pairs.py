@@ -150,7 +150,7 @@ class PairedImages(Dataset[dict[str, Tensor]], ABC):
             self._read(pair)
         warning = self.count_warning()
         if warning:
-            warnings.warn(warning, stacklevel=2)
+            warnings.warn(warning, stacklevel=3)
 
     def _read(self, pair: Pair) -> tuple[Tensor, Tensor]:
         """Return the scaled image, uint8 (3, H, W), and label, unsigned integers (H, W)."""
