@@ -129,7 +129,7 @@ def test_a_long_list_of_problems_is_cut(
         (["check", "camvid", "--root", "ROOT/camvid", "--data.scale=x"], "data.scale"),
         (["check", "camvid", "--root", "ROOT/camvid", "--data.batch_size=0"], "batch_size is 0"),
         (["check", "deepglobe-land", "--root", "ROOT/camvid", "--data.fold=9"], "fold is 9, but must be 0 to 4"),
-        (["check", "folder", "--root", "ROOT/camvid"], "classes.yaml was looked for"),
+        (["check", "folder", "--root", "ROOT/camvid"], "1 problem (images checked: 0); the first: The file that names"),
         (["list", "all"], "unknown arguments: all"),
     ],
 )

@@ -74,6 +74,7 @@ def check_data_set(name: str, root: str, splits: Sequence[Split], settings: Sequ
             problems.extend(checked[-1].problems)
         except InputError as error:
             problems.append(str(error))
+    problems = list(dict.fromkeys(problems))  # what all splits share is said once
     if checked:
         console.print(_histogram(checked))
     warnings = [f"Warning: {each.dataset.count_warning()}" for each in checked if each.dataset.count_warning()]

@@ -126,7 +126,7 @@ class MaskValues:
             InputError: If a value is not among the data set's.
         """
         ids = np.take(self._table, values, mode="clip")
-        if (ids < 0).any():
+        if ids.min() < 0:
             unknown, counts = np.unique(values[ids < 0], return_counts=True)
             shown = [f"{self.show(int(v))} ({n} pixels)" for v, n in zip(unknown, counts, strict=True)]
             more = f" and {len(shown) - _MOST_SHOWN} other values" if len(shown) > _MOST_SHOWN else ""
