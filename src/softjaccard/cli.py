@@ -7,9 +7,8 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import softjaccard
 from softjaccard.errors import InputError
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from softjaccard.evaluation.inference import InferenceSettings
 
 _FIT_HELP = """\
-Every setting can be changed behind the config, for example:
+`softjaccard recipes` lists what a recipe's name can be made of. Every setting can be changed behind it, for example:
   --data.root PATH                                where the data are
   --model.encoder_weights PATH                    pretrained weights of the encoder
   --model.loss softjaccard.CrossEntropyLoss       another loss
@@ -118,18 +117,23 @@ def _build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--steps", type=int, help="training steps of each network")
     demo.set_defaults(run=_demo)
 
-    recipes = ", ".join(_recipes())
-    usage = "--config CONFIG [--output DIR] [--resume] [--SETTING VALUE ...]"
+    usage = "(--recipe NAME | --config FILE) [--output DIR] [--resume] [--SETTING VALUE ...]"
     fit = _add_command(commands, "fit", "train a network", usage, _FIT_HELP)
+    fit.add_argument("--recipe", help="data, and if need be network and method: NAME, NAME+NAME or NAME+NAME+NAME")
     fit.add_argument(
         "--config",
         action="append",
         default=[],
-        help=f"a YAML file, or a recipe of the package ({recipes}); with more than one, the last wins",
+        type=Path,
+        metavar="FILE",
+        help="a YAML file with settings; wins over the recipe, and the last of several over the others",
     )
-    fit.add_argument("--output", type=Path, help="the run's folder (runs/ and the config's name)")
+    fit.add_argument("--output", type=Path, help="the run's folder (runs/ and the recipe's or the last config's name)")
     fit.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run in that folder")
     fit.set_defaults(run=_fit)
+
+    recipes = _add_command(commands, "recipes", "list the parts that recipes are made of", "")
+    recipes.set_defaults(run=_recipes)
 
     _add_test(commands)
     _add_predict(commands)
@@ -239,16 +243,29 @@ def _demo(known: argparse.Namespace, settings: list[str]) -> None:
 
 
 def _fit(known: argparse.Namespace, settings: list[str]) -> None:
-    configs = [_find_config(name) for name in known.config]
-    if not configs:
-        raise InputError(
-            f"--config is missing: give a YAML file, or a recipe of the package ({', '.join(_recipes())})."
-        )
     from softjaccard.training import run
+    from softjaccard.training.recipes import load_recipe
 
-    output = known.output or Path("runs") / configs[0].stem
-    arguments = [argument for path in configs for argument in ("--config", str(path))]
-    run.fit(output, [*arguments, *settings], resume=known.resume)
+    if not known.recipe and not known.config:
+        raise InputError("--recipe or --config is missing: `softjaccard recipes` lists what recipes are made of.")
+    missing = [path for path in known.config if not path.expanduser().is_file()]
+    if missing:
+        raise InputError(f"--config: there is no file {missing[0]} (recipes of the package go with --recipe).")
+    configs: list[Path | dict[str, Any]] = [load_recipe(known.recipe)] if known.recipe else []
+    output = known.output or Path("runs") / (known.config[-1].stem if known.config else known.recipe)
+    run.fit(output, [*configs, *known.config], settings, resume=known.resume)
+
+
+def _recipes(known: argparse.Namespace, settings: list[str]) -> None:
+    if settings:
+        raise InputError(f"unknown arguments: {' '.join(settings)} (see softjaccard recipes --help)")
+    from softjaccard.training.recipes import describe_part, recipe_parts
+
+    for kind, parts in recipe_parts().items():
+        sys.stdout.write(f"{kind}\n")
+        for name, path in parts.items():
+            sys.stdout.write(f"  {name:<22} {describe_part(path)}\n")
+    sys.stdout.write("A recipe joins their names, such as: softjaccard fit --recipe scenes+boundary-smoothing\n")
 
 
 def _test(known: argparse.Namespace, settings: list[str]) -> None:
@@ -307,20 +324,3 @@ def _predict(known: argparse.Namespace, settings: list[str]) -> None:
         overwrite=known.overwrite,
         record={"checkpoint": str(trained.checkpoint), "version": softjaccard.__version__},
     )
-
-
-def _recipes() -> dict[str, Path]:
-    """Return the configs that ship with the package, by file name."""
-    folder = Path(str(files("softjaccard") / "recipes"))
-    return {path.name: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def _find_config(name: str) -> Path:
-    """Return the file of this path, or else the recipe of this name."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    recipes = _recipes()
-    if name not in recipes:
-        raise InputError(f"--config: there is no file {path}, and the package's recipes are: {', '.join(recipes)}.")
-    return recipes[name]

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch.nn.functional import interpolate
 
 from softjaccard.errors import InputError
-from softjaccard.models import create_model
+from softjaccard.models import AuxiliarySettings, create_model
 
 TINY = "tu-test_resnet"
 
@@ -167,3 +167,25 @@ def test_parameter_groups_hold_every_parameter_once() -> None:
         assert group["weight_decay"] == (0.01 if name.endswith("weights") else 0.0)
         assert all((id(parameter) in encoder) == name.startswith("encoder") for parameter in group["params"])
         assert all((parameter.ndim > 1) == name.endswith("weights") for parameter in group["params"])
+
+
+@pytest.mark.parametrize("architecture", ["deeplabv3plus", "unet", "pspnet", "segformer"])
+def test_outputs_have_the_auxiliary_head_and_what_the_logits_are_made_of(architecture: str) -> None:
+    network = tiny(architecture, auxiliary=AuxiliarySettings(channels=8))
+    image = torch.rand(2, 3, 64, 96)
+    output = network.outputs(image)
+    torch.testing.assert_close(output.logits, network(image))
+    torch.testing.assert_close(network.body.segmentation_head(output.features), output.logits)
+    stage = network.encoder(network._normalise(image))[-2]
+    assert output.auxiliary.shape == (2, 5, *stage.shape[-2:])
+    output.auxiliary.sum().backward()
+    touched = {name.split(".")[0] for name, weight in network.named_parameters() if weight.grad is not None}
+    assert touched == {"body", "auxiliary"}
+    names = {group["name"]: group["params"] for group in network.parameter_groups(1.0, 10.0, 0.1)}
+    assert any(weight is network.auxiliary[0].weight for weight in names["decoder_weights"])
+    assert tiny(architecture).outputs(image).auxiliary is None
+
+
+def test_settings_of_the_auxiliary_head_are_checked() -> None:
+    with pytest.raises(InputError, match=r"auxiliary: share is 1.0, but must be between 0 and 1"):
+        AuxiliarySettings(share=1.0)

@@ -15,6 +15,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from softjaccard.errors import InputError, first_line
+from softjaccard.models.auxiliary import AuxiliaryHead, AuxiliarySettings
 from softjaccard.models.network import SegmentationNetwork
 
 
@@ -27,6 +28,7 @@ def create_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     channels_last: bool = False,
+    auxiliary: AuxiliarySettings | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> SegmentationNetwork:
     """Build a segmentation network.
@@ -42,6 +44,7 @@ def create_model(
             ImageNet's for others.
         std: Likewise.
         channels_last: Keep channels last in memory, which is faster on CPUs and in half precision on GPUs.
+        auxiliary: Add a head on the encoder's second-last stage.
         options: Further arguments of the architecture's class in segmentation_models.pytorch.
 
     Raises:
@@ -79,6 +82,7 @@ def create_model(
         body,
         mean=mean or configuration.get("mean", IMAGENET_DEFAULT_MEAN),
         std=std or configuration.get("std", IMAGENET_DEFAULT_STD),
+        auxiliary=AuxiliaryHead(body.encoder.out_channels[-2], num_classes, auxiliary) if auxiliary else None,
         channels_last=channels_last,
     )
 

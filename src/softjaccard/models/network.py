@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from softjaccard.errors import InputError
+
+
+class NetworkOutput(NamedTuple):
+    """What a network makes of images, each map at its own resolution."""
+
+    logits: Tensor
+    """(B, C, h, w)."""
+    auxiliary: Tensor | None
+    """Logits of the auxiliary head (B, C, h', w'), if there is one."""
+    features: Tensor | None
+    """(B, D, h'', w''): the decoder's output, from which the logits are made; None where only logits are known."""
 
 
 class SegmentationNetwork(nn.Module):
@@ -22,6 +33,7 @@ class SegmentationNetwork(nn.Module):
         body: A model of segmentation_models.pytorch that takes normalised images.
         mean: Of each image channel, subtracted first.
         std: Of each image channel, divided by.
+        auxiliary: From the encoder's second-last stage to logits; used by `outputs` alone.
         channels_last: Keep channels last in memory, which is faster on CPUs and in half precision on GPUs.
     """
 
@@ -29,12 +41,19 @@ class SegmentationNetwork(nn.Module):
     std: Tensor
 
     def __init__(
-        self, body: nn.Module, mean: Sequence[float], std: Sequence[float], *, channels_last: bool = False
+        self,
+        body: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        auxiliary: nn.Module | None = None,
+        channels_last: bool = False,
     ) -> None:
         """See the class."""
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.body = body.to(memory_format=self.memory_format)
+        self.auxiliary = auxiliary.to(memory_format=self.memory_format) if auxiliary else None
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
@@ -56,13 +75,18 @@ class SegmentationNetwork(nn.Module):
         Raises:
             InputError: If H or W is not a multiple of `stride`.
         """
-        height, width = image.shape[-2:]
-        if height % self.stride or width % self.stride:
-            raise InputError(
-                f"Images of {height}x{width} do not fit this network: height and width must be multiples of "
-                f"{self.stride}. Choose such a crop and padding (data.crop, data.pad_multiple)."
-            )
-        return self._run(self._normalise(image))
+        self._expect_size(image)
+        return self._run(self._normalise(image))[0].logits
+
+    def outputs(self, image: Tensor) -> NetworkOutput:
+        """Return logits with what they are made of, and the auxiliary head's, of images (B, 3, H, W).
+
+        Raises:
+            InputError: If H or W is not a multiple of `stride`.
+        """
+        self._expect_size(image)
+        output, stages = self._run(self._normalise(image))
+        return output if self.auxiliary is None else output._replace(auxiliary=self.auxiliary(stages[-2]))
 
     @torch.no_grad()
     def predict(self, image: Tensor) -> Tensor:
@@ -72,7 +96,7 @@ class SegmentationNetwork(nn.Module):
         padded = functional.pad(self._normalise(image), (0, -width % self.stride, 0, -height % self.stride))
         modes = {module: module.training for module in self.modules()}
         try:
-            logits = self.eval()._run(padded)
+            logits = self.eval()._run(padded)[0].logits
         finally:
             for module, training in modes.items():
                 module.training = training
@@ -108,6 +132,19 @@ class SegmentationNetwork(nn.Module):
     def _normalise(self, image: Tensor) -> Tensor:
         return (image - self.mean) / self.std
 
-    def _run(self, normalised: Tensor) -> Tensor:
-        logits: Tensor = self.body(normalised.contiguous(memory_format=self.memory_format))
-        return logits
+    def _expect_size(self, image: Tensor) -> None:
+        height, width = image.shape[-2:]
+        if height % self.stride or width % self.stride:
+            raise InputError(
+                f"Images of {height}x{width} do not fit this network: height and width must be multiples of "
+                f"{self.stride}. Choose such a crop and padding (data.crop, data.pad_multiple)."
+            )
+
+    def _run(self, normalised: Tensor) -> tuple[NetworkOutput, Sequence[Tensor]]:
+        """Return the output, without an auxiliary head's, and the encoder's stages."""
+        body: Any = self.body
+        encoded = body.encoder(normalised.contiguous(memory_format=self.memory_format))
+        # The encoder of DPT returns a pair, both parts of which its decoder takes.
+        pair = isinstance(encoded, tuple)
+        features = body.decoder(*encoded) if pair else body.decoder(encoded)
+        return NetworkOutput(body.segmentation_head(features), None, features), encoded[0] if pair else encoded

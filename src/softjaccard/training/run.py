@@ -54,12 +54,15 @@ _FREE_DATA_SETTINGS = {"root", "workers", "cache"}
 _SEED = restricted_number_type("Seed", int, [(">=", 0), ("<=", MAX_SEED)])
 
 
-def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None:
+def fit(
+    output: Path, configs: Sequence[Path | Mapping[str, Any]], settings: Sequence[str] = (), *, resume: bool = False
+) -> None:
     """Train and keep the run in a folder.
 
     Args:
         output: The run's folder, made if need be.
-        arguments: `--config` files and single settings, as on the command line.
+        configs: YAML files, and settings that are read already; the last wins.
+        settings: Single ones, which win over these, as on the command line.
         resume: Go on from the run's last checkpoint (from the beginning if there is none yet).
 
     Raises:
@@ -72,7 +75,10 @@ def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None
     if resume and not saved_config.exists():
         raise InputError(f"There is no run to resume in {output}: {saved_config} was looked for.")
     parser = build_parser()
-    config = _parse(parser, arguments)
+    arguments = [
+        f"--config={config if isinstance(config, Path) else yaml.safe_dump(dict(config))}" for config in configs
+    ]
+    config = _parse(parser, [*arguments, *settings])
     plain = _as_plain(parser, config)
     if first and saved_config.exists() and not resume:
         raise InputError(
