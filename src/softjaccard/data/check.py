@@ -119,7 +119,7 @@ def _check_pair(dataset: PairedImages, pair: Pair) -> tuple[list[str], np.ndarra
         pixels += np.bincount(counted.ravel(), minlength=len(pixels))
     if picture is not None and ids is not None:
         with _noting(problems):
-            check_sizes(pair, picture, ids)
+            check_sizes(pair, picture.size, ids)
     return problems, pixels
 
 

@@ -12,7 +12,7 @@ import yaml
 from softjaccard.data.colours import Colours, distinct_colours
 from softjaccard.data.masks import MaskValues, pack_colours, read_colour_mask, read_index_mask, show_packed
 from softjaccard.data.module import Split
-from softjaccard.data.pairs import Pair, PairedData, PairedImages, existing_folder, read_list
+from softjaccard.data.pairs import Pair, PairedData, PairedImages, draw_order, existing_folder, read_list, repeated
 from softjaccard.errors import InputError, nearest_names
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
@@ -112,10 +112,10 @@ class ImageFolder(PairedImages):
         return chosen
 
     def _share(self, names: Sequence[str]) -> list[str]:
-        order = np.random.default_rng(self.shares_seed).permutation(len(names))
+        order = draw_order(names, self.shares_seed)
         val, test = (round(len(names) * share) for share in self.shares or ())
-        stretch = {"val": order[:val], "test": order[val : val + test], "train": order[val + test :]}[self.split]
-        return [names[index] for index in sorted(stretch)]
+        parts = {"val": order[:val], "test": order[val : val + test], "train": order[val + test :]}
+        return sorted(parts[self.split])
 
 
 class ImageFolderData(PairedData):
@@ -204,7 +204,7 @@ class _ClassFile:
         values = [self._value(each["colour" if has_colours else "id"], has_colours) for each in classes]
         ignored = [self._value(each, has_colours) for each in content.get("ignored") or []]
         for what, entries in (("name", names), ("colour" if has_colours else "id", [*values, *ignored])):
-            if len(set(entries)) < len(entries):
+            if repeated(entries) is not None:
                 self._fail(f"the same {what} is there twice")
         ignore_index = _IGNORED if len(names) <= _IGNORED else np.iinfo(np.uint16).max
         table = {**{value: index for index, value in enumerate(values)}, **dict.fromkeys(ignored, ignore_index)}

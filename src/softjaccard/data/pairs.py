@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +21,8 @@ from softjaccard.data.images import read_rgb
 from softjaccard.data.masks import MaskValues, read_index_mask
 from softjaccard.data.module import SegmentationData, Split
 from softjaccard.errors import InputError, nearest_names
+
+T = TypeVar("T")
 
 _FIRST = 3
 """Images that are read when a split is opened."""
@@ -155,7 +159,7 @@ class PairedImages(Dataset[dict[str, Tensor]], ABC):
     def _read(self, pair: Pair) -> tuple[Tensor, Tensor]:
         """Return the scaled image, uint8 (3, H, W), and label, unsigned integers (H, W)."""
         picture, ids = read_rgb(pair.image), self.read_label(pair)
-        check_sizes(pair, picture, ids)
+        check_sizes(pair, picture.size, ids)
         size = (max(1, round(picture.width * self.scale)), max(1, round(picture.height * self.scale)))
         pixels = np.array(picture.resize(size, Image.Resampling.BILINEAR))
         ids = np.array(Image.fromarray(ids).resize(size, Image.Resampling.NEAREST))
@@ -201,12 +205,12 @@ class PairedData(SegmentationData):
         return {}
 
 
-def check_sizes(pair: Pair, picture: Image.Image, ids: np.ndarray) -> None:
-    """Raise InputError if an image and its mask differ in size."""
+def check_sizes(pair: Pair, expected: tuple[int, int], ids: np.ndarray) -> None:
+    """Raise InputError if a mask's ids (H, W) differ in size from their image, `expected` (width, height)."""
     size = (ids.shape[1], ids.shape[0])
-    if picture.size != size:
+    if expected != size:
         raise InputError(
-            f"Image and mask of {pair.id} differ in size (width, height): {pair.image} has {picture.size}, "
+            f"Image and mask of {pair.id} differ in size (width, height): {pair.image} has {expected}, "
             f"{pair.mask} has {size}."
         )
 
@@ -250,26 +254,49 @@ def first_folder(root: Path, names: Sequence[str], holding: str, title: str) -> 
     )
 
 
-def read_list(path: Path) -> tuple[str, ...]:
+def read_list(path: Path, hint: str = "") -> tuple[str, ...]:
     """Read the ids of a split, one a line; blank lines do not count, nor do Windows line ends or a byte order mark.
+
+    Args:
+        path: The list, SPLIT.txt.
+        hint: What the user could do without it.
 
     Raises:
         InputError: If the file is missing, no UTF-8 text, empty, or has an id twice.
     """
     if not path.is_file():
-        raise InputError(f"The list of a split is missing: {path} was looked for.")
+        raise InputError(f"The list of the {path.stem} split is missing: {path} was looked for{hint}.")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is no UTF-8 text: save it as such, one id a line.") from error
-    ids = tuple(line.strip() for line in lines if line.strip())
+    ids = tuple(name for line in lines if (name := line.strip()))
     if not ids:
-        raise InputError(f"The list of a split is empty: {path}.")
-    if len(set(ids)) < len(ids):
-        seen: set[str] = set()
-        twice = next(each for each in ids if each in seen or seen.add(each))  # type: ignore[func-returns-value]
+        raise InputError(f"The list of the {path.stem} split is empty: {path}.")
+    if (twice := repeated(ids)) is not None:
         raise InputError(f"{path} has {twice} more than once.")
     return ids
+
+
+def repeated(values: Sequence[T]) -> T | None:
+    """Return the first value that is there more than once, if there is one.
+
+    Example:
+        >>> repeated("abcb"), repeated("abc")
+        ('b', None)
+    """
+    counts = Counter(values)
+    return next((value for value in values if counts[value] > 1), None)
+
+
+def draw_order(ids: Sequence[str], seed: int) -> list[str]:
+    """Return ids in an order that a seed draws; unlike in a shuffle, those that are there stay so when others come.
+
+    Example:
+        >>> draw_order(["a", "b", "c", "d"], seed=0), draw_order(["d", "b", "e", "c"], seed=0)
+        (['b', 'a', 'c', 'd'], ['e', 'b', 'c', 'd'])
+    """
+    return sorted(ids, key=lambda each: hashlib.sha256(f"{seed} {each}".encode()).digest())
 
 
 def pairs_in_folders(images: Path, masks: Path, image_ending: str, mask_ending: str, name: str = "*") -> list[Pair]:
