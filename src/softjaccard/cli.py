@@ -184,9 +184,14 @@ def _add_data(commands: argparse._SubParsersAction[_Parser]) -> None:
     data = commands.add_parser("data", help="list the known data sets, or check every file of one")
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("list", help="list the known data sets").set_defaults(run=_data_list)
-    usage = "NAME --root PATH [--split SPLIT ...] [--SETTING VALUE ...]"
-    check = _add_command(actions, "check", "check every file of a data set", usage, _DATA_HELP)
-    check.usage = f"softjaccard data check {usage}"
+    check = actions.add_parser(
+        "check",
+        help="check every file of a data set",
+        usage="softjaccard data check NAME --root PATH [--split SPLIT ...] [--SETTING VALUE ...]",
+        epilog=_DATA_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     check.add_argument("name", metavar="NAME", help="the data set")
     check.add_argument("--root", required=True, help="its folder")
     check.add_argument("--split", nargs="+", choices=("train", "val", "test"), default=[], help="which (all there are)")

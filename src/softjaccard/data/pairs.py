@@ -22,7 +22,7 @@ from softjaccard.data.masks import MaskValues, read_index_mask
 from softjaccard.data.module import SegmentationData, Split
 from softjaccard.errors import InputError, nearest_names
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _FIRST = 3
 """Images that are read when a split is opened."""
@@ -278,7 +278,7 @@ def read_list(path: Path, hint: str = "") -> tuple[str, ...]:
     return ids
 
 
-def repeated(values: Sequence[T]) -> T | None:
+def repeated(values: Sequence[_T]) -> _T | None:
     """Return the first value that is there more than once, if there is one.
 
     Example:
