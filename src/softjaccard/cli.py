@@ -53,6 +53,17 @@ the best likelihood on the validation images, predicted in the same way.
 """
 
 
+_DATA_HELP = """\
+NAME is a data set that `softjaccard data list` shows, PATH where it is. Every image and mask is decoded, and each pixel
+of each mask is compared with the values that the data set knows. The classes' shares of the pixels are printed, then
+all that is wrong; if anything is, the exit code is 2. A part of a data set is in order: another number of images than
+the official one is only a warning.
+
+Settings of the data set go behind the options, such as --data.sbd PATH (voc), --data.fold 1 (deepglobe-land) or
+--data.classes FILE (folder).
+"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -140,6 +151,7 @@ def _build_parser() -> argparse.ArgumentParser:
     report.add_argument("--split", choices=("test", "val"), default="test", help="what was tested (%(default)s)")
     report.add_argument("--output", type=Path, default=Path("report.html"), help="the HTML file (%(default)s)")
     report.set_defaults(run=_report)
+    _add_data(commands)
     return parser
 
 
@@ -172,6 +184,24 @@ def _add_test(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     test.add_argument("--temperature", type=_temperature, default=1.0, help="fit, or a number to divide logits by (1)")
     test.set_defaults(run=_test)
+
+
+def _add_data(commands: argparse._SubParsersAction[_Parser]) -> None:
+    data = commands.add_parser("data", help="list the known data sets, or check every file of one")
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="list the known data sets").set_defaults(run=_data_list)
+    check = actions.add_parser(
+        "check",
+        help="check every file of a data set",
+        usage="softjaccard data check NAME --root PATH [--split SPLIT ...] [--SETTING VALUE ...]",
+        epilog=_DATA_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    check.add_argument("name", metavar="NAME", help="the data set")
+    check.add_argument("--root", required=True, help="its folder")
+    check.add_argument("--split", nargs="+", choices=("train", "val", "test"), default=[], help="which (all there are)")
+    check.set_defaults(run=_data_check)
 
 
 def _temperature(value: str) -> float | str:
@@ -265,6 +295,20 @@ def _report(known: argparse.Namespace, settings: list[str]) -> None:
 
     write_report(known.runs, known.output, known.split)
     sys.stdout.write(f"Written to {known.output}.\n")
+
+
+def _data_list(known: argparse.Namespace, settings: list[str]) -> None:
+    if settings:
+        raise InputError(f"unknown arguments: {' '.join(settings)} (see softjaccard data list --help)")
+    from softjaccard.data.check import list_data_sets
+
+    list_data_sets()
+
+
+def _data_check(known: argparse.Namespace, settings: list[str]) -> None:
+    from softjaccard.data.check import check_data_set
+
+    check_data_set(known.name, known.root, known.split, settings)
 
 
 def _predict(known: argparse.Namespace, settings: list[str]) -> None:
