@@ -136,6 +136,9 @@ def test_every_part_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_parts_join_in_any_order_and_a_new_class_begins_anew() -> None:
     assert load_recipe("boundary-smoothing+scenes") == load_recipe("scenes+unet-small+boundary-smoothing")
+    region = load_recipe("bu-bil")["model"]["init_args"]["loss"]["init_args"]["region"]
+    assert region == {"class_path": "softjaccard.DiceLoss"}
+    assert load_recipe("scenes-raters")["data"]["init_args"]["raters"] == 5
     assert load_recipe("scenes")["model"]["init_args"]["label"]["class_path"].endswith("HardLabel")
     first = {"model": {"class_path": "A", "init_args": {"x": 1, "loss": {"class_path": "B", "init_args": {"y": 2}}}}}
     second = {"model": {"class_path": "C", "init_args": {"loss": {"class_path": "D"}}}}

@@ -78,7 +78,9 @@ def merge(first: Mapping[str, Any], second: Mapping[str, Any], depth: int = 0) -
         before = merged.get(name)
         if not isinstance(value, Mapping) or not isinstance(before, Mapping):
             merged[name] = value
-        elif depth > 0 and before.get("class_path", value.get("class_path")) != value.get("class_path"):
+        elif (
+            depth > 0 and {"class_path"} <= before.keys() & value.keys() and before["class_path"] != value["class_path"]
+        ):
             merged[name] = dict(value)
         else:
             merged[name] = merge(before, value, depth + 1)
