@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
@@ -63,8 +63,8 @@ def _class_of(config: Mapping[str, Any]) -> Any:
 
 def _dataclass_of(owner: Any, name: str) -> Any:
     """Return the dataclass that a parameter of a class takes."""
-    for kind in inspect.getmro(owner) if inspect.isclass(owner) else ():
-        hint = typing.get_type_hints(kind.__init__).get(name)
+    for constructor in _constructors(owner):
+        hint = typing.get_type_hints(constructor).get(name)
         for candidate in (hint, *typing.get_args(hint)):
             if dataclasses.is_dataclass(candidate):
                 return candidate
@@ -72,14 +72,18 @@ def _dataclass_of(owner: Any, name: str) -> Any:
 
 
 def _names(config: Mapping[str, Any], where: Any) -> list[str]:
-    """Return the parameters of a class and of those it derives from; those the config has if there is none."""
+    """Return the parameters of a class and of those it derives from; the settings there are if it is none."""
     if not inspect.isclass(where):
         return list(config)
     names = [
         name
-        for kind in inspect.getmro(where)
-        if "__init__" in vars(kind)
-        for name, parameter in inspect.signature(kind.__init__).parameters.items()
+        for constructor in _constructors(where)
+        for name, parameter in inspect.signature(constructor).parameters.items()
         if name != "self" and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
     return list(dict.fromkeys(names))
+
+
+def _constructors(kind: Any) -> list[Callable[..., None]]:
+    parents = inspect.getmro(kind) if inspect.isclass(kind) else ()
+    return [vars(parent)["__init__"] for parent in parents if parent is not object and "__init__" in vars(parent)]

@@ -14,6 +14,7 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from softjaccard.data.module import SegmentationData
 from softjaccard.errors import InputError
 from softjaccard.files import remove_unfinished
 from softjaccard.training.checkpoints import CheckpointFiles, RunCheckpoints, RunConfig, load_checkpoint
+from softjaccard.training.hints import with_hint
+from softjaccard.training.recipes import merge
 from softjaccard.training.reporting import CSVFile, progress
 from softjaccard.training.resumption import MAX_SEED, Resumption
 
@@ -76,10 +79,7 @@ def fit(
     if resume and not saved_config.exists():
         raise InputError(f"There is no run to resume in {output}: {saved_config} was looked for.")
     parser = build_parser()
-    arguments = [
-        f"--config={config if isinstance(config, Path) else yaml.safe_dump(dict(config))}" for config in configs
-    ]
-    config = _parse(parser, [*arguments, *settings])
+    config = _parse(parser, configs, settings)
     plain = _as_plain(parser, config)
     if first and saved_config.exists() and not resume:
         raise InputError(
@@ -160,7 +160,7 @@ def open_run(output: Path, checkpoint: str, arguments: Sequence[str]) -> OpenedR
     path = find_checkpoint(output, checkpoint)
     state = load_checkpoint(path)
     parser = build_parser()
-    config = _parse(parser, ["--config", str(output / "config.yaml"), *arguments])
+    config = _parse(parser, [output / "config.yaml"], arguments)
     _forget_encoder_weights(config)
     model, data = _instantiate(parser, config)
     _load_weights(model, state, path)
@@ -298,11 +298,29 @@ def _say(line: str) -> None:
     sys.stdout.write(f"{line}\n")
 
 
-def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> Config:
+def _parse(parser: ArgumentParser, configs: Sequence[Path | Mapping[str, Any]], settings: Sequence[str]) -> Config:
+    plain = [_read_config(config) if isinstance(config, Path) else config for config in configs]
     try:
-        return parser.parse_args(list(arguments))
+        return parser.parse_args([*(f"--config={yaml.safe_dump(dict(config))}" for config in plain), *settings])
     except ArgumentError as error:
-        raise InputError(_shorten(str(error))) from error
+        known = {
+            "seed": (),
+            "model": (),
+            "data": (),
+            "checkpoint_every": (),
+            "trainer": parser.get_defaults()["trainer"],
+        }
+        raise InputError(with_hint(_shorten(str(error)), reduce(merge, plain, {}), known)) from error
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"--config: {path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, Mapping):
+        raise InputError(f"--config: {path} holds no settings; expected a mapping with model, data and trainer.")
+    return config
 
 
 def _shorten(message: str) -> str:
@@ -316,6 +334,7 @@ def _shorten(message: str) -> str:
     problem = re.sub(r"Expected a <class '([\w.]+)'>", r"expected \1", problem)
     problem = problem.replace("Expected a typing.Literal", "expected one of ")
     problem = re.sub(r"the following arguments are required: ([\w, ]+)", r"\1 is required", problem)
+    problem = problem.removesuffix("; expected NoneType")  # what else an optional setting takes
     return f"{name}: {problem}" if name else problem
 
 
