@@ -1,8 +1,9 @@
 """Recipes: settings of a run put together from parts that ship with the package.
 
 A recipe's name joins the names of its parts by "+", in any order: one for the data, and if need be others for the
-network and the method, such as `camvid`, `camvid+boundary-smoothing` or `scenes+deeplabv3plus-lite0+uniform-smoothing`.
-A later part wins over an earlier one: common, data, network, method.
+network, the schedule (optimiser and length), the loss and the method (labels and where they come from), such as
+`camvid`, `camvid+boundary-smoothing` or `voc+unet-resnet50d+sgd-80k+cross-entropy`. Whatever the order, a part wins over
+those of a kind before its own in this list, and all over what every recipe begins with.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import yaml
 
 from softjaccard.errors import InputError
 
-KINDS = ("data", "network", "method")
-_DEFAULT_METHOD = "hard"
+KINDS = ("data", "network", "schedule", "loss", "method")
+_USUAL = {"method": "hard"}
 
 
 def recipe_parts() -> dict[str, dict[str, Path]]:
@@ -35,7 +36,7 @@ def load_recipe(name: str) -> dict[str, Any]:
     """Put a recipe together.
 
     Args:
-        name: Names of parts joined by "+"; without a network the data's usual one, without a method hard labels.
+        name: Names of parts joined by "+"; where one is not named it is the data's usual one, and hard labels.
 
     Raises:
         InputError: If a part is unknown, two are of the same kind, or none is for the data.
@@ -57,8 +58,8 @@ def load_recipe(name: str) -> dict[str, Any]:
         raise InputError(f"--recipe: {name} has no part for the data; add one of: {', '.join(parts['data'])}.")
     recipe = _read(_folder() / "common.yaml")
     data = _read(parts["data"][chosen["data"]])
-    chosen = {"method": _DEFAULT_METHOD, **data.pop("defaults"), **chosen}
-    for settings in (data, *(_read(parts[kind][chosen[kind]]) for kind in KINDS[1:])):
+    chosen = {**_USUAL, **data.pop("defaults"), **chosen}
+    for settings in (data, *(_read(parts[kind][chosen[kind]]) for kind in KINDS[1:] if kind in chosen)):
         recipe = merge(recipe, settings)
     return recipe
 
