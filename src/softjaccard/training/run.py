@@ -110,6 +110,19 @@ def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None
         _say(f"Next: softjaccard test {output}{'' if (last.parent / 'best.ckpt').exists() else ' --checkpoint last'}")
 
 
+def resolve(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return every setting of a run as plain data, as its `config.yaml` has them.
+
+    Args:
+        arguments: As in `fit`.
+
+    Raises:
+        InputError: If a setting is unknown or wrong.
+    """
+    parser = build_parser()
+    return _as_plain(parser, _parse(parser, arguments))
+
+
 @dataclass(frozen=True)
 class OpenedRun:
     """A run's network with its data, to test it.
