@@ -261,7 +261,7 @@ def draw_differences(path: Path, summary: Summary) -> None:
     """
     grid = summary.grid
     names = [name for name in grid.rows if name != grid.baseline]
-    figure = Figure(figsize=(1.6 + 2.2 * len(grid.scores), 1.5 + 0.32 * len(names)), dpi=100, layout="constrained")
+    figure = Figure(figsize=(1.6 + 2.2 * len(grid.scores), 1.7 + 0.32 * len(names)), dpi=100, layout="constrained")
     figure.suptitle(f"{grid.title}: difference from {grid.baseline}", fontsize=11)
     panels = figure.subplots(1, len(grid.scores), sharey=True, squeeze=False)[0]
     for score, axes in zip(grid.scores, panels, strict=True):
@@ -271,17 +271,18 @@ def draw_differences(path: Path, summary: Summary) -> None:
         axes.grid(axis="x", color="#e0e0e0", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.tick_params(labelsize=9)
+        axes.tick_params(axis="y", length=0)
         axes.locator_params(axis="x", nbins=5)
         for spine in ("top", "right", "left"):
             axes.spines[spine].set_visible(False)
         for height, name in enumerate(names):
             if difference := summary.cells[name, score].difference:
                 factor = 100 if percent else 1
-                # Hollow where zero is inside the interval, or none is known.
                 colour, fill = "#0072b2", "#0072b2" if difference.separable else "white"
                 if difference.low is not None and difference.high is not None:
                     axes.plot([factor * difference.low, factor * difference.high], [height] * 2, color=colour)
                 axes.plot(factor * difference.value, height, "o", color=colour, markerfacecolor=fill, markersize=6)
+    figure.supxlabel("hollow: zero lies inside the interval, or no interval is known", fontsize=9)
     panels[0].set_yticks(range(len(names)), names)
     panels[0].set_ylim(len(names) - 0.5, -0.5)
     write_whole(path, lambda unfinished: figure.savefig(unfinished, format="png"))
