@@ -220,7 +220,8 @@ class Executor:
             }
         )
         running.journal.write(running.folder)
-        running.log_start = running.log.stat().st_size if running.log.exists() else 0
+        running.log.touch()
+        running.log_start = running.log.stat().st_size
         running.began = time.monotonic()
         environment = self.resources.environment(running.device)
         running.process = start_process(arguments, running.log, environment, self.lock)
