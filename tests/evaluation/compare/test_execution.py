@@ -22,7 +22,7 @@ from softjaccard.evaluation.compare import Resources, compare, read_grid, remake
 from softjaccard.evaluation.compare import processes as module
 from softjaccard.evaluation.compare import tables as table_module
 from softjaccard.evaluation.compare.grid import RunName
-from softjaccard.evaluation.compare.records import Journal, load_record, load_tables
+from softjaccard.evaluation.compare.records import load_record, load_tables
 from softjaccard.evaluation.compare.tables import summarise
 from softjaccard.evaluation.report import intervals as interval_module
 from softjaccard.evaluation.report.intervals import ece_difference
@@ -299,7 +299,7 @@ def test_a_setting_that_this_version_has_new_changes_nothing(world: World, tmp_p
         (output / "runs" / "student" / str(seed) / "config.yaml").unlink()
     run(tmp_path)
     assert world.runs("fit")[5:] == ["student/0", "student/1"]
-    with pytest.raises(InputError, match="model.extra: 1, now 2"):
+    with pytest.raises(InputError, match=r"model\.extra: 1, now 2"):
         run(tmp_path, GRID.replace("data.root: here", "model.extra: 2"))
 
 
@@ -390,7 +390,10 @@ def test_tables_of_what_is_there(world: World, tmp_path: Path) -> None:
     remake_tables(grid, output)
     text = (output / "table.md").read_text()
     assert "| b | 1 |" in text
-    assert text.endswith("- b, seed 1 has no result yet.\n- student is not compared: it was tested on other images or classes.\n")  # fmt: skip
+    assert text.splitlines()[-2:] == [
+        "- b, seed 1 has no result yet.",
+        "- student is not compared: it was tested on other images or classes.",
+    ]
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text(GRID.replace("NLL", "mIoUD"))
     with pytest.raises(InputError, match="no run has mIoUD; did you mean mIoU_D"):
@@ -401,12 +404,12 @@ def test_tables_of_what_is_there(world: World, tmp_path: Path) -> None:
 def test_damaged_results(content: str, world: World, tmp_path: Path) -> None:
     output = run(tmp_path)
     (output / "results" / "b" / "0.json").write_text(content)
-    with pytest.raises(InputError, match="0.json is"):
+    with pytest.raises(InputError, match=r"0\.json is"):
         run(tmp_path)
 
 
 def test_damaged_tables(world: World, tmp_path: Path) -> None:
     output = run(tmp_path)
     (output / "results" / "b" / "0.npz").write_bytes(b"PK")
-    with pytest.raises(InputError, match="0.npz is missing or damaged"):
+    with pytest.raises(InputError, match=r"0\.npz is missing or damaged"):
         run(tmp_path)

@@ -80,13 +80,11 @@ def test_what_is_kept(outcome: tuple[Path, list[str]]) -> None:
         assert (record.run, record.failed, record.scores) == (run, None, found["scores"])
         assert record.config["data"]["init_args"]["size"] == 40
         assert record.config["seed"] == run.seed
-        assert [process["command"][:2] for process in record.processes] == [["softjaccard", "fit"], ["softjaccard", "test"]]  # fmt: skip
-        assert all(process["seconds"] > 0 for process in record.processes)
+        assert [each["command"][:2] for each in record.processes] == [["softjaccard", "fit"], ["softjaccard", "test"]]
+        assert all(each["seconds"] > 0 for each in record.processes)
         assert record.machine.keys() >= {"cpu", "cores", "torch"}
         iou = fine_grained_iou(load_tables(output, record).counts)
         assert iou["mIoU_I"].item() == pytest.approx(record.scores["mIoU_I"], abs=1e-9)
-    names = [run.path.name for run in read_grid(SMOKE).runs()]
-    assert names == ["0", "0", "1", "1"]
 
 
 def test_tables_are_made_again_from_the_results_alone(outcome: tuple[Path, list[str]], tmp_path: Path) -> None:
@@ -124,11 +122,11 @@ def test_a_failing_row_is_in_the_table(outcome: tuple[Path, list[str]]) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("rows: {a: {settings: {trainer.max_epoch: 3}}, b: {settings: {trainer.max_epoch: 3}}}", ["rows a, b: ", "max_epoch"]),
+        ("settings: {trainer.max_epoch: 3}\nrows: {a: , b: }", ["rows a, b: ", "max_epoch"]),
         ("rows: {a: {recipe: none}}", ["rows a: ", "none.yaml", "scenes.yaml"]),
         ("rows: {a: {settings: {model.optimiser.learning_rate: fast}}}", ["rows a: ", "learning_rate", "fast"]),
     ],
-)  # fmt: skip
+)
 def test_settings_are_checked_before_anything_starts(
     text: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
