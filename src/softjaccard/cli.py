@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from softjaccard.evaluation.inference import InferenceSettings
 
 _FIT_HELP = """\
-Every setting can be changed behind the config, for example:
+`softjaccard recipes` lists what a recipe's name can be made of. Every setting can be changed behind it, for example:
   --data.root PATH                                where the data are
   --model.encoder_weights PATH                    pretrained weights of the encoder
   --model.loss softjaccard.CrossEntropyLoss       another loss
@@ -56,7 +55,7 @@ _COMPARE_HELP = """\
 GRID is a YAML file:
 
   title: Losses on drawn scenes
-  recipe: scenes                   # of all rows, or of a row
+  recipe: scenes                   # or a YAML file; of all rows, or of a row
   settings: {trainer.max_epochs: 6}
   seeds: [0, 1, 2]                 # likewise
   baseline: cross-entropy          # the row that others are compared with (the first one)
@@ -65,7 +64,7 @@ GRID is a YAML file:
   rows:
     cross-entropy: {settings: {model.loss: softjaccard.CrossEntropyLoss}}
     jaccard:
-    student: {recipe: FILE.yaml, settings: {model.teacher: {row: jaccard}}, seeds: [0]}
+    student: {recipe: scenes+distillation-kl, settings: {model.teacher: {row: jaccard}}, seeds: [0]}
 
 {row: NAME} or {row: NAME, seed: SEED} stands for the folder of that trained run, which is run before (without a seed,
 the one with the same). Settings behind the options hold for all rows, such as --data.root PATH.
@@ -131,18 +130,23 @@ def _build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--steps", type=int, help="training steps of each network")
     demo.set_defaults(run=_demo)
 
-    recipes = ", ".join(_recipes())
-    usage = "--config CONFIG [--output DIR] [--resume] [--SETTING VALUE ...]"
+    usage = "(--recipe NAME | --config FILE) [--output DIR] [--resume] [--SETTING VALUE ...]"
     fit = _add_command(commands, "fit", "train a network", usage, _FIT_HELP)
+    fit.add_argument("--recipe", help="data, and if need be network and method: NAME, NAME+NAME or NAME+NAME+NAME")
     fit.add_argument(
         "--config",
         action="append",
         default=[],
-        help=f"a YAML file, or a recipe of the package ({recipes}); with more than one, the last wins",
+        type=Path,
+        metavar="FILE",
+        help="a YAML file with settings; wins over the recipe, and the last of several over the others",
     )
-    fit.add_argument("--output", type=Path, help="the run's folder (runs/ and the config's name)")
+    fit.add_argument("--output", type=Path, help="the run's folder (runs/ and the recipe's or the last config's name)")
     fit.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run in that folder")
     fit.set_defaults(run=_fit)
+
+    recipes = _add_command(commands, "recipes", "list the parts that recipes are made of", "")
+    recipes.set_defaults(run=_recipes)
 
     _add_test(commands)
     _add_predict(commands)
@@ -260,26 +264,24 @@ def _demo(known: argparse.Namespace, settings: list[str]) -> None:
     run_demo(known.output, known.seed, known.steps)
 
 
-def _configs(known: argparse.Namespace) -> list[Path]:
-    """Return the config files of a `fit`."""
-    configs = [_find_config(name) for name in known.config]
-    if not configs:
-        raise InputError(
-            f"--config is missing: give a YAML file, or a recipe of the package ({', '.join(_recipes())})."
-        )
-    return configs
+def _fit_configs(known: argparse.Namespace) -> list[Path | dict[str, Any]]:
+    """Return the settings of the recipe, and the config files."""
+    from softjaccard.training.recipes import load_recipe
 
-
-def _fit_settings(configs: Sequence[Path], settings: Sequence[str]) -> list[str]:
-    return [*(argument for path in configs for argument in ("--config", str(path))), *settings]
+    if not known.recipe and not known.config:
+        raise InputError("--recipe or --config is missing: `softjaccard recipes` lists what recipes are made of.")
+    missing = [path for path in known.config if not path.expanduser().is_file()]
+    if missing:
+        raise InputError(f"--config: there is no file {missing[0]} (recipes of the package go with --recipe).")
+    return [*([load_recipe(known.recipe)] if known.recipe else []), *known.config]
 
 
 def _fit(known: argparse.Namespace, settings: list[str]) -> None:
     from softjaccard.training import run
 
-    configs = _configs(known)
-    output = known.output or Path("runs") / configs[0].stem
-    run.fit(output, _fit_settings(configs, settings), resume=known.resume)
+    configs = _fit_configs(known)
+    output = known.output or Path("runs") / (known.config[-1].stem if known.config else known.recipe)
+    run.fit(output, configs, settings, resume=known.resume)
 
 
 def _resolve_fit(arguments: Sequence[str]) -> dict[str, Any]:
@@ -287,7 +289,7 @@ def _resolve_fit(arguments: Sequence[str]) -> dict[str, Any]:
     from softjaccard.training import run
 
     known, settings = _build_parser().parse_known_args(["fit", *arguments])
-    return run.resolve(_fit_settings(_configs(known), settings))
+    return run.resolve(_fit_configs(known), settings)
 
 
 def _compare(known: argparse.Namespace, settings: list[str]) -> None:
@@ -303,6 +305,18 @@ def _compare(known: argparse.Namespace, settings: list[str]) -> None:
         jobs = known.jobs if known.jobs is not None else max(1, len(known.devices))
         resources = compare.Resources(jobs, tuple(known.devices))
         compare.compare(grid, output, _resolve_fit, resources, known.again)
+
+
+def _recipes(known: argparse.Namespace, settings: list[str]) -> None:
+    if settings:
+        raise InputError(f"unknown arguments: {' '.join(settings)} (see softjaccard recipes --help)")
+    from softjaccard.training.recipes import describe_part, recipe_parts
+
+    for kind, parts in recipe_parts().items():
+        sys.stdout.write(f"{kind}\n")
+        for name, path in parts.items():
+            sys.stdout.write(f"  {name:<22} {describe_part(path)}\n")
+    sys.stdout.write("A recipe joins their names, such as: softjaccard fit --recipe scenes+boundary-smoothing\n")
 
 
 def _test(known: argparse.Namespace, settings: list[str]) -> None:
@@ -347,20 +361,3 @@ def _predict(known: argparse.Namespace, settings: list[str]) -> None:
         overwrite=known.overwrite,
         record={"checkpoint": str(trained.checkpoint), "version": softjaccard.__version__},
     )
-
-
-def _recipes() -> dict[str, Path]:
-    """Return the configs that ship with the package, by file name."""
-    folder = Path(str(files("softjaccard") / "recipes"))
-    return {path.name: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def _find_config(name: str) -> Path:
-    """Return the file of this path, or else the recipe of this name."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    recipes = _recipes()
-    if name not in recipes:
-        raise InputError(f"--config: there is no file {path}, and the package's recipes are: {', '.join(recipes)}.")
-    return recipes[name]

@@ -33,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fit(root: Path, output: Path, *settings: str) -> int:
-    return main(["fit", "--config", "camvid.yaml", "--data.root", str(root), "--output", str(output), *settings])
+    return main(["fit", "--recipe", "camvid", "--data.root", str(root), "--output", str(output), *settings])
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_logs_have_a_line_for_each_epoch(root: Path, tmp_path: Path, capsys: pyt
 @pytest.mark.slow
 def test_two_devices(root: Path, tmp_path: Path) -> None:
     settings = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=1"]
-    arguments = ["fit", "--config", "camvid.yaml", f"--data.root={root}", "--output", "run", *TINY, *settings]
+    arguments = ["fit", "--recipe", "camvid", f"--data.root={root}", "--output", "run", *TINY, *settings]
     script = tmp_path / "command.py"
     script.write_text("import sys\nfrom softjaccard.cli import main\nsys.exit(main())\n")
     command = [sys.executable, str(script), *arguments]

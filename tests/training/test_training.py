@@ -15,8 +15,10 @@ from torch.nn.functional import interpolate
 import softjaccard
 from drawn_camvid import draw_camvid
 from softjaccard.data.camvid import CamVidData
+from softjaccard.data.module import Batch
 from softjaccard.errors import InputError
 from softjaccard.metrics import CalibrationError, FineGrainedIoU
+from softjaccard.models import NetworkOutput
 from softjaccard.training import OptimiserSettings, SupervisedSegmentation
 from softjaccard.training.checkpoints import CheckpointFiles, load_checkpoint
 from softjaccard.training.optimisation import build_optimiser, build_schedule
@@ -25,7 +27,9 @@ from softjaccard.training.reporting import CSVFile
 
 def module(num_classes: int = 11, *, architecture: str = "unet", **settings: Any) -> SupervisedSegmentation:
     loss = softjaccard.CompoundLoss(softjaccard.JaccardLoss())
-    return SupervisedSegmentation(loss, num_classes, architecture=architecture, encoder="tu-test_resnet", **settings)
+    return SupervisedSegmentation(
+        loss, num_classes=num_classes, architecture=architecture, encoder="tu-test_resnet", **settings
+    )
 
 
 def quiet(**settings: Any) -> Trainer:
@@ -131,12 +135,13 @@ def test_data_with_other_classes_are_refused(data: CamVidData) -> None:
 def test_the_running_score_is_that_of_the_epochs_images_so_far(data: CamVidData, architecture: str) -> None:
     model, metric, seen = module(architecture=architecture), FineGrainedIoU(11), {}
     own_loss = softjaccard.CompoundLoss(softjaccard.JaccardLoss())
-    plain_loss = model._loss
+    plain_loss = model.training_loss
 
-    def noted(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        full = interpolate(logits.detach(), label.shape[-2:], mode="bilinear")
+    def noted(output: NetworkOutput, batch: Batch) -> torch.Tensor:
+        label = batch["label"]
+        full = interpolate(output.logits.detach(), label.shape[-2:], mode="bilinear")
         metric.update(full, label)
-        loss = plain_loss(logits, label)
+        loss = plain_loss(output, batch)
         torch.testing.assert_close(loss, own_loss(full, label))
         return loss
 
@@ -144,7 +149,7 @@ def test_the_running_score_is_that_of_the_epochs_images_so_far(data: CamVidData,
         score = model.trainer.callback_metrics.get("train/mIoU_D")
         seen[model.global_step] = (score is not None, score is None or score == metric.compute()["mIoU_D"].float())
 
-    model._loss, model.on_train_batch_end = noted, compare  # type: ignore[method-assign]
+    model.training_loss, model.on_train_batch_end = noted, compare  # type: ignore[method-assign]
     model.on_train_epoch_end = metric.reset  # type: ignore[method-assign]
     data.batch_size, data.crop = 1, (64, 64)
     quiet(max_epochs=2, limit_val_batches=0, log_every_n_steps=3).fit(model, data)
@@ -155,7 +160,10 @@ def test_the_running_score_is_that_of_the_epochs_images_so_far(data: CamVidData,
 
 def test_errors_of_the_loss_are_the_users(data: CamVidData) -> None:
     model = SupervisedSegmentation(
-        softjaccard.CrossEntropyLoss(class_weight=[1.0, 2.0]), 11, architecture="unet", encoder="tu-test_resnet"
+        softjaccard.CrossEntropyLoss(class_weight=[1.0, 2.0]),
+        num_classes=11,
+        architecture="unet",
+        encoder="tu-test_resnet",
     )
     with pytest.raises(InputError, match=r"model\.loss: class_weight.*11"):
         quiet().validate(model, data, verbose=False)
@@ -176,8 +184,7 @@ def test_an_output_that_is_not_finite_stops_the_training(data: CamVidData) -> No
 
 
 def test_an_infinite_loss_stops_the_training(data: CamVidData) -> None:
-    model = module()
-    model.loss = Infinite()
+    model = SupervisedSegmentation(Infinite(), num_classes=11, architecture="unet", encoder="tu-test_resnet")
     with pytest.raises(InputError, match=r"inf at step 1.*learning_rate"):
         quiet(max_epochs=1, num_sanity_val_steps=0, limit_val_batches=0).fit(model, data)
 

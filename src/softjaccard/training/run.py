@@ -54,12 +54,15 @@ _FREE_DATA_SETTINGS = {"root", "workers", "cache"}
 _SEED = restricted_number_type("Seed", int, [(">=", 0), ("<=", MAX_SEED)])
 
 
-def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None:
+def fit(
+    output: Path, configs: Sequence[Path | Mapping[str, Any]], settings: Sequence[str] = (), *, resume: bool = False
+) -> None:
     """Train and keep the run in a folder.
 
     Args:
         output: The run's folder, made if need be.
-        arguments: `--config` files and single settings, as on the command line.
+        configs: YAML files, and settings that are read already; the last wins.
+        settings: Single ones, which win over these, as on the command line.
         resume: Go on from the run's last checkpoint (from the beginning if there is none yet).
 
     Raises:
@@ -72,7 +75,7 @@ def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None
     if resume and not saved_config.exists():
         raise InputError(f"There is no run to resume in {output}: {saved_config} was looked for.")
     parser = build_parser()
-    config = _parse(parser, arguments)
+    config = _parse(parser, _arguments(configs, settings))
     plain = _as_plain(parser, config)
     if first and saved_config.exists() and not resume:
         raise InputError(
@@ -110,17 +113,18 @@ def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None
         _say(f"Next: softjaccard test {output}{'' if (last.parent / 'best.ckpt').exists() else ' --checkpoint last'}")
 
 
-def resolve(arguments: Sequence[str]) -> dict[str, Any]:
+def resolve(configs: Sequence[Path | Mapping[str, Any]], settings: Sequence[str] = ()) -> dict[str, Any]:
     """Return every setting of a run as plain data, as its `config.yaml` has them.
 
     Args:
-        arguments: As in `fit`.
+        configs: As in `fit`.
+        settings: Likewise.
 
     Raises:
         InputError: If a setting is unknown or wrong.
     """
     parser = build_parser()
-    return _as_plain(parser, _parse(parser, arguments))
+    return _as_plain(parser, _parse(parser, _arguments(configs, settings)))
 
 
 @dataclass(frozen=True)
@@ -271,6 +275,11 @@ def build_parser() -> ArgumentParser:
 @rank_zero_only
 def _say(line: str) -> None:
     sys.stdout.write(f"{line}\n")
+
+
+def _arguments(configs: Sequence[Path | Mapping[str, Any]], settings: Sequence[str]) -> list[str]:
+    dumped = (config if isinstance(config, Path) else yaml.safe_dump(dict(config)) for config in configs)
+    return [*(f"--config={config}" for config in dumped), *settings]
 
 
 def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> Config:

@@ -42,7 +42,7 @@ def test_a_full_grid(tmp_path: Path) -> None:
     assert grid.runs() == [RunName("teacher", 1), *(RunName(*run) for run in order if run != ("teacher", 1))]
     assert grid.needs(RunName("student", 7)) == [RunName("teacher", 1), RunName("plain", 7)]
     assert grid.fit_arguments(RunName("student", 7), Path("runs")) == [
-        "--config", "scenes.yaml", "--trainer.max_epochs=3", "--data.crop=[32, 40]",
+        "--recipe", "scenes", "--trainer.max_epochs=3", "--data.crop=[32, 40]",
         "--model.teacher=runs/teacher/1", "--model.list=[runs/plain/7]", "--model.loss=other.Loss",
         "--data.root=a b", "--seed=7",
     ]  # fmt: skip

@@ -121,7 +121,7 @@ class Grid:
 
 def recipe_arguments(recipe: str) -> list[str]:
     """Return the arguments of `softjaccard fit` that choose a recipe or a config file."""
-    return ["--config", recipe if recipe.endswith((".yaml", ".yml")) else f"{recipe}.yaml"]
+    return ["--config" if recipe.endswith((".yaml", ".yml")) else "--recipe", recipe]
 
 
 def read_grid(path: Path, further: Sequence[str] = ()) -> Grid:

@@ -26,7 +26,7 @@ from softjaccard.evaluation.compare.records import Journal, Record, save_record
 from softjaccard.evaluation.results import load_results
 from softjaccard.machine import commit, cpu_cores, cpu_name
 
-_POLL = 0.1  # seconds
+_POLL = 0.2  # seconds
 _PATIENCE = 20.0
 """Seconds that processes get to stop by themselves."""
 _EPOCH = re.compile(rb"Epoch (\d+)/(\d+):")
@@ -265,7 +265,7 @@ class Executor:
             needs=journal.needs,
             processes=tuple(journal.processes),
             machine=self.resources.machine(planned.wanted.config, running.device if running else None),
-            failed=reason,
+            failed=reason and reason.replace(f"{self.output}/", ""),  # the same wherever the folder is
             **about,
         )
         save_record(self.output, record, result)
@@ -273,7 +273,7 @@ class Executor:
         self.progress.end(run, reason)
 
     def _reason(self, running: _Running, code: int) -> str:
-        """Return why a process has failed, in one line that doesn't depend on where the folder is."""
+        """Return why a process has failed, in one line."""
         command = running.journal.processes[-1]["command"][1]
         if code < 0:
             hint = " (it may have run out of memory)" if -code == signal.SIGKILL else ""
@@ -281,7 +281,7 @@ class Executor:
         lines = [line.strip() for line in _text_since(running.log, running.log_start).splitlines() if line.strip()]
         told = [line for line in lines if line.startswith(f"softjaccard {command}: ")]
         last = (told or lines or [f"it said nothing and ended with code {code}"])[-1]
-        return f"{command}: {last.removeprefix(f'softjaccard {command}: ')}".replace(f"{self.output}/", "")
+        return f"{command}: {last.removeprefix(f'softjaccard {command}: ')}"
 
     def _share(self, running: _Running) -> float:
         """Return how much of a run's training is done, from 0 to 1, as its log tells."""
