@@ -40,8 +40,8 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("method", PARTS["method"])
 def test_every_method(method: str, teacher: Path, tmp_path: Path) -> None:
     settings = [f"--model.teacher={teacher}"] if method.startswith("distillation") else []
-    settings += ["--data.raters=3"] if method in ("averaged-votes", "random-annotator") else []
-    rows = trained(tmp_path / "run", f"scenes+{method}", *TINY_SCENES, *settings, "--model.auxiliary.channels=8")
+    data = "scenes-raters" if method in ("averaged-votes", "random-annotator") else "scenes"
+    rows = trained(tmp_path / "run", f"{data}+{method}", *TINY_SCENES, *settings, "--model.auxiliary.channels=8")
     assert [float(row["train/loss"]) > 0 for row in rows] == [True, True]
     assert all(bool(row.get("train/distillation")) == method.startswith("distillation") for row in rows)
 

@@ -91,7 +91,8 @@ def _folder() -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     part: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return part
+    other = part.pop("extends", None)
+    return merge(_read(path.with_name(f"{other}.yaml")), part) if other else part
 
 
 def _unknown(part: str, parts: Mapping[str, Mapping[str, Path]]) -> str:

@@ -78,7 +78,7 @@ def at_student_resolution(student: Tensor, teacher: Tensor, counted: Tensor) -> 
     """Return a map of each network and the cells that count, all at the resolution of the student's map.
 
     A cell counts if at least half of its image pixels do. The teacher's map is interpolated if it has another
-    resolution.
+    resolution, as logits are to the image: with the cells around, whether they count or not.
 
     Args:
         student: (B, D, h, w).

@@ -30,10 +30,10 @@ class CrossImageRelationalDistillation(DistillationTerm):
     .. math:: \frac{1}{N^2} \sum_{m, n} \frac{1}{|V_m|} \sum_{i \in V_m} \mathrm{KL}(q_{mni} \,\|\, p_{mni}), \quad
               p_{mni} = \mathrm{softmax}_{j \in V_n}(f_{mi}^T f_{nj} / T)
 
-    with f the student's features of length 1 and q the same of the teacher's: for each ordered pair of images, how
-    similar a cell of the one is to each cell of the other. The two networks may differ in their number of features.
-    Yang et al., CVPR 2022, arXiv 2204.06986; the terms with a memory bank are left out. Zero where the similarities are
-    equal.
+    with f the student's features of length 1 and q the same of the teacher's: for each ordered pair of the (device's)
+    images, how similar a cell of the one is to each cell of the other. The two networks may differ in their number of
+    features. Yang et al., CVPR 2022, arXiv 2204.06986; the terms with a memory bank are left out. Zero where the
+    similarities are equal.
 
     V_n are the cells of image n that count, and N the number of images that have one; the original counts ignored
     pixels. As there, maps of 256 x 256 cells or more are averaged over 4 x 4 cells first; here over those that count,
@@ -56,7 +56,8 @@ class CrossImageRelationalDistillation(DistillationTerm):
         """See `DistillationTerm.term`."""
         own, fixed, cells = at_student_resolution(features_of(student), features_of(teacher), counted)
         if cells[0].numel() >= _POOLED_FROM:
-            own, fixed, cells = _averaged(own, fixed, cells)
+            own, fixed = _pooled(own, cells), _pooled(fixed, cells)
+            cells = functional.avg_pool2d(cells.float(), _POOLING) >= 0.5
         images = [
             [_unit_vectors(each[n : n + 1], cells[n : n + 1]) for each in (own, fixed)]
             for n in range(len(cells))
@@ -82,15 +83,9 @@ class CrossImageRelationalDistillation(DistillationTerm):
         return functional.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
 
 
-def _averaged(student: Tensor, teacher: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Maps (B, D, h, w) averaged over squares of cells, those that count, and the squares that do."""
-    counted = cells.unsqueeze(1)
-    share = functional.avg_pool2d(counted.float(), _POOLING)
-    means = [
-        functional.avg_pool2d(torch.where(counted, each, 0.0), _POOLING) / torch.where(share == 0, 1.0, share)
-        for each in (student, teacher)
-    ]
-    return means[0], means[1], share.squeeze(1) >= 0.5
+def _pooled(features: Tensor, cells: Tensor) -> Tensor:
+    """A map (B, D, h, w) averaged over squares of cells, up to the length of vectors over those that count."""
+    return functional.avg_pool2d(torch.where(cells.unsqueeze(1), features, 0.0), _POOLING)
 
 
 def _unit_vectors(features: Tensor, cells: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ class CorrelationDistillation(DistillationTerm):
               + \lambda_2 \left(1 - \frac{1}{C} \sum_c \rho(p_{\cdot c}, q_{\cdot c})\right)
 
     with p and q (M, C) the probabilities of the student and the teacher at the M cells of the batch: the first term
-    correlates over classes at each cell, the second over all cells of the batch for each class. Huang et al., NeurIPS
-    2022, arXiv 2205.10536. Zero where the probabilities are equal, but not only there.
+    correlates over classes at each cell, the second over all cells of the (device's) batch for each class. Huang et
+    al., NeurIPS 2022, arXiv 2205.10536. Zero where the probabilities are equal, but not only there.
 
     M are the cells of the student's map that count; the original counts ignored pixels. A cell or class whose
     probabilities are constant in one of the networks has no correlation and is left out of the mean, where the original

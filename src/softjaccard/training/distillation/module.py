@@ -86,11 +86,12 @@ class Distillation(SupervisedSegmentation):
             return self._teacher(batch["image"])
         ids = self.trainer.datamodule.datasets["train"].ids  # type: ignore[attr-defined]
         keys = [ids[index] for index in batch["index"].tolist()]
-        kept = self._cache.get(keys)
-        if kept is None:
-            kept = list(self._teacher(batch["image"]).logits)
-            for key, logits in zip(keys, kept, strict=True):
+        if self._cache.get(keys) is None:
+            for key, logits in zip(keys, self._teacher(batch["image"]).logits, strict=True):
                 self._cache.put(key, logits)
+        # Read again, so that the first epoch has the rounded logits of the others.
+        kept = self._cache.get(keys)
+        assert kept is not None
         if len({logits.shape for logits in kept}) > 1:
             raise InputError("model.teacher_cache: the training images differ in size; use no cache.")
         return NetworkOutput(torch.stack([each.to(self.device, torch.float32) for each in kept]), None, None)
