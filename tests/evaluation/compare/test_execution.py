@@ -197,10 +197,12 @@ def test_stopped_while_runs_are_under_way(world: World, tmp_path: Path, monkeypa
 
 
 def test_jobs_and_devices(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = run(tmp_path / "alone")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"number {index}")
     monkeypatch.setattr(module, "cpu_cores", lambda: 9)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    alone = run(tmp_path / "alone")
     assert world.most == 1
     shared = run(tmp_path / "shared", jobs=4, devices=("cuda:0", "cuda:1"))
     assert world.most == 3  # student/0 waits for its teacher
@@ -208,6 +210,8 @@ def test_jobs_and_devices(world: World, tmp_path: Path, monkeypatch: pytest.Monk
     assert {each["OMP_NUM_THREADS"] for each in world.environments[10:]} == {"2"}
     used = [each["CUDA_VISIBLE_DEVICES"] for each in world.environments[10:]]
     assert set(used[:2]) == {"0", "1"}
+    machine = load_record(shared, RunName("teacher", 0)).machine  # type: ignore[union-attr]
+    assert (machine["gpu"], machine["threads"], machine["cores"]) == (f"number {used[0]}", 2, 9)
     assert tables(shared) == tables(alone)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
     assert Resources(1, ("cuda:1",)).environment("cuda:1")["CUDA_VISIBLE_DEVICES"] == "3"
@@ -324,8 +328,9 @@ def test_another_split_is_tested_without_training(world: World, tmp_path: Path) 
 
 
 def test_a_folder_is_used_by_one_at_a_time(world: World, tmp_path: Path) -> None:
-    (tmp_path / "output").mkdir()
-    with (tmp_path / "output" / ".lock").open("w") as file:
+    runs = tmp_path / "output" / "runs"
+    runs.mkdir(parents=True)
+    with (runs / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="is in use by another softjaccard compare"):
             run(tmp_path)

@@ -92,8 +92,9 @@ def _locked(output: Path) -> Iterator[int]:
     Raises:
         InputError: If it is in use.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / ".lock").open("w") as file:
+    runs = output / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    with (runs / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

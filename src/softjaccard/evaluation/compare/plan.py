@@ -101,14 +101,14 @@ def make_plan(
     planner = _Planner(grid, output, resolve, again)
     for run, each in wanted.items():
         planner.add(run, each)
-    if planner.changed:
-        raise InputErrors([*planner.changed.values()])
     # What a run refers to has to be there, and not only its result.
     plan = planner.plan
     for run in reversed(plan):
         for need in grid.needs(run) if plan[run].pending else ():
             if plan[need].action == "done" and not Journal.read(output / "runs" / need.path).trained:
                 plan[need] = planner.from_folder(need, wanted[need], replaceable=False)
+    if planner.changed:
+        raise InputErrors([*planner.changed.values()])
     return plan
 
 
