@@ -25,6 +25,7 @@ _FIT_HELP = """\
   --model.optimiser.learning_rate 1e-3
   --trainer.max_epochs 24
   --seed 1
+  --checkpoint_every 500                          write the last checkpoint each 500 steps, too, not only after an epoch
 
 Ignored pixels are -100 in every batch, whatever id the files have for them: leave a loss's ignore_index as it is.
 Settings are listed by --print_config (behind the other options); --model.help CLASS and --data.help CLASS explain them,
@@ -74,6 +75,16 @@ table.csv and differences.png. The same command goes on where it was stopped, an
 when rows or seeds were added. The exit code is 2 if runs have failed.
 """
 
+_DATA_HELP = """\
+NAME is a data set that `softjaccard data list` shows, PATH where it is. Every image and mask is decoded, and each pixel
+of each mask is compared with the values that the data set knows. The classes' shares of the pixels are printed, then
+all that is wrong; if anything is, the exit code is 2. A part of a data set is in order: another number of images than
+the official one is only a warning.
+
+Settings of the data set go behind the options, such as --data.sbd PATH (voc), --data.fold 1 (deepglobe-land) or
+--data.classes FILE (folder).
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
@@ -104,7 +115,10 @@ def _join_settings(arguments: Sequence[str]) -> list[str]:
     """Write `--data.root PATH` as `--data.root=PATH`, so that PATH is not taken for an argument of its own."""
     joined: list[str] = []
     for argument in arguments:
-        waiting = bool(joined) and re.fullmatch(r"--(seed|data|model|trainer)([.][^=]*)?", joined[-1]) is not None
+        waiting = (
+            bool(joined)
+            and re.fullmatch(r"--(seed|data|model|trainer|checkpoint_every)([.][^=]*)?", joined[-1]) is not None
+        )
         if waiting and not argument.startswith("--"):
             joined[-1] += f"={argument}"
         else:
@@ -142,7 +156,9 @@ def _build_parser() -> argparse.ArgumentParser:
         help="a YAML file with settings; wins over the recipe, and the last of several over the others",
     )
     fit.add_argument("--output", type=Path, help="the run's folder (runs/ and the recipe's or the last config's name)")
-    fit.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run in that folder")
+    fit.add_argument(
+        "--resume", action="store_true", help="go on from the run's last checkpoint as if it had not stopped"
+    )
     fit.set_defaults(run=_fit)
 
     recipes = _add_command(commands, "recipes", "list the parts that recipes are made of", "")
@@ -159,6 +175,7 @@ def _build_parser() -> argparse.ArgumentParser:
     report.add_argument("--output", type=Path, default=Path("report.html"), help="the HTML file (%(default)s)")
     report.set_defaults(run=_report)
     _add_compare(commands)
+    _add_data(commands)
     return parser
 
 
@@ -191,6 +208,24 @@ def _add_test(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     test.add_argument("--temperature", type=_temperature, default=1.0, help="fit, or a number to divide logits by (1)")
     test.set_defaults(run=_test)
+
+
+def _add_data(commands: argparse._SubParsersAction[_Parser]) -> None:
+    data = commands.add_parser("data", help="list the known data sets, or check every file of one")
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="list the known data sets").set_defaults(run=_data_list)
+    check = actions.add_parser(
+        "check",
+        help="check every file of a data set",
+        usage="softjaccard data check NAME --root PATH [--split SPLIT ...] [--SETTING VALUE ...]",
+        epilog=_DATA_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    check.add_argument("name", metavar="NAME", help="the data set")
+    check.add_argument("--root", required=True, help="its folder")
+    check.add_argument("--split", nargs="+", choices=("train", "val", "test"), default=[], help="which (all there are)")
+    check.set_defaults(run=_data_check)
 
 
 def _temperature(value: str) -> float | str:
@@ -335,6 +370,20 @@ def _report(known: argparse.Namespace, settings: list[str]) -> None:
 
     write_report(known.runs, known.output, known.split)
     sys.stdout.write(f"Written to {known.output}.\n")
+
+
+def _data_list(known: argparse.Namespace, settings: list[str]) -> None:
+    if settings:
+        raise InputError(f"unknown arguments: {' '.join(settings)} (see softjaccard data list --help)")
+    from softjaccard.data.check import list_data_sets
+
+    list_data_sets()
+
+
+def _data_check(known: argparse.Namespace, settings: list[str]) -> None:
+    from softjaccard.data.check import check_data_set
+
+    check_data_set(known.name, known.root, known.split, settings)
 
 
 def _predict(known: argparse.Namespace, settings: list[str]) -> None:

@@ -106,6 +106,18 @@ def test_every_epoch_has_an_order_of_its_own() -> None:
     assert orders[0] == orders[2] != orders[1]
 
 
+def test_an_order_goes_on_behind_the_images_a_device_has_had() -> None:
+    whole, resumed = (EpochSampler(11, seed=3, rank=1, ranks=2) for _ in range(2))
+    resumed.start_at(epoch=2, images=3)
+    for epoch, had in ((2, 3), (2, 3), (3, 0)):
+        whole.set_epoch(epoch)
+        resumed.set_epoch(epoch)
+        assert list(resumed) == list(whole)[had:]
+        assert len(resumed) == 5
+    resumed.start_at(epoch=1, images=4)
+    assert next(iter(resumed))[0] == 1  # before the loop sets it, because workers fetch ahead
+
+
 def test_devices_share_the_images() -> None:
     whole = [index for _, index in EpochSampler(11, seed=3)]
     shares = [[index for _, index in EpochSampler(11, seed=3, rank=rank, ranks=2)] for rank in (0, 1)]

@@ -183,6 +183,14 @@ def test_two_devices(root: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "config.yaml").is_file()
     with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
         assert [bool(row["val/mIoU_D"]) for row in csv.DictReader(file)] == [True]
+    command = [*command, "--resume", "--checkpoint_every=1", "--trainer.max_epochs=3"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Going on from step 1.") == 1
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (last["epoch"], last["global_step"]) == (2, 3)
+    first, second = (generators["torch"] for generators in last["generators"])
+    assert not torch.equal(first, second)
 
 
 def test_the_recipe_trains_with_each_kind_of_loss(root: Path, tmp_path: Path) -> None:

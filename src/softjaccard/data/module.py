@@ -41,12 +41,19 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
     def __init__(self, length: int, seed: int, *, rank: int = 0, ranks: int = 1) -> None:
         """See the class."""
         super().__init__(range(length), num_replicas=ranks, rank=rank, seed=seed, drop_last=True)  # type: ignore[arg-type]
+        self._first_epoch, self._had = 0, 0
+
+    def start_at(self, epoch: int, images: int) -> None:
+        """Begin with an epoch of which this device has had so many images already."""
+        self._first_epoch, self._had = epoch, images
+        self.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Go through this device's images once."""
+        """Go through this device's images once, without those it has had."""
         generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
         order = torch.randperm(len(self.dataset), generator=generator).tolist()  # type: ignore[arg-type]
-        for index in order[self.rank : self.total_size : self.num_replicas]:
+        had = self._had if self.epoch == self._first_epoch else 0
+        for index in order[self.rank : self.total_size : self.num_replicas][had:]:
             yield self.epoch, index
 
 
@@ -157,6 +164,7 @@ class SegmentationData(LightningDataModule, ABC):
         self.pad_multiple, self.workers, self.seed = pad_multiple, workers, seed
         self.training_transform()  # raises where a setting of the augmentation is wrong
         self.datasets: dict[str, SegmentationDataset] = {}
+        self._reached = {"epoch": 0, "batches": 0}
 
     @abstractmethod
     def dataset(self, split: Split) -> SegmentationDataset:
@@ -183,6 +191,7 @@ class SegmentationData(LightningDataModule, ABC):
         """Return shuffled, augmented batches."""
         dataset = self.datasets["train"]
         sampler = EpochSampler(len(dataset), self.seed, **self._place())
+        sampler.start_at(self._reached["epoch"], self._reached["batches"] * self.batch_size)
         if len(sampler) < self.batch_size:
             raise InputError(
                 f"The training split has {len(sampler)} images for each device, fewer than batch_size "
@@ -202,6 +211,17 @@ class SegmentationData(LightningDataModule, ABC):
     def test_dataloader(self) -> DataLoader[Batch]:
         """Return the test images in order."""
         return self._evaluation_loader("test")
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how far training has come: the epoch, and the batches that each device has had of it."""
+        loop: Any = self.trainer.fit_loop  # type: ignore[union-attr]
+        epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current
+        within = epochs.started > epochs.processed
+        return {"epoch": epochs.processed, "batches": batches.completed if within else 0}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Let training go on there; called before its loader is made."""
+        self._reached = state_dict
 
     def evaluation_batch(self, split: Split, indices: Sequence[int]) -> Batch:
         """Return some of the images of a split as a batch."""
@@ -228,5 +248,7 @@ class SegmentationData(LightningDataModule, ABC):
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             collate_fn=partial(collate_padded, multiple=self.pad_multiple),
+            # Each start of a loader draws a seed, not from the global generator: a resumed run has more starts.
+            generator=torch.Generator().manual_seed(self.seed),
             **settings,
         )

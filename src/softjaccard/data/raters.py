@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from softjaccard.data.images import open_image, read_image
+from softjaccard.data.images import read_image
+from softjaccard.data.masks import read_index_mask
 from softjaccard.data.module import SegmentationData, Split
+from softjaccard.data.pairs import Pair, check_sizes, draw_order, existing_folder, read_list, repeated
 from softjaccard.data.votes import majority_vote
 from softjaccard.errors import InputError
 
@@ -25,7 +26,7 @@ Missing = Literal["error", "ignore"]
 class Raters(Dataset[dict[str, Tensor]]):
     """Images that several annotators have labelled, read from the folder the user names.
 
-    Layout: `images/ID.png`, `masks/ANNOTATOR/ID.png` (class ids, 1-bit or 8-bit) and `SPLIT.txt` with one ID per line.
+    Layout: `images/ID.png`, `masks/ANNOTATOR/ID.png` (class ids, 1, 8 or 16 bits) and `SPLIT.txt` with one ID per line.
 
     Each item holds plain tensors:
 
@@ -71,12 +72,10 @@ class Raters(Dataset[dict[str, Tensor]]):
         cache: bool = False,
     ) -> None:
         """See the class."""
-        self.root, self.split = Path(root).expanduser(), split
+        self.root, self.split = existing_folder(Path(root)), split
         self.classes, self.num_classes = tuple(classes), len(classes)
         self.missing, self.void, self.scale, self.cache = missing, void, scale, cache
         self._check_settings(validation_share)
-        if not self.root.is_dir():
-            raise InputError(f"There is no folder {self.root}: give the one with images/, masks/ and the split files.")
         self.ids = self._read_ids(validation_share, validation_seed)
         self.annotators = self._find_annotators(annotators)
         self._check_files()
@@ -118,26 +117,12 @@ class Raters(Dataset[dict[str, Tensor]]):
         count = round(validation_share * len(ids))
         if not 0 < count < len(ids):
             raise InputError(f"validation_share {validation_share} of {len(ids)} images leaves a split without images.")
-        # Unlike a shuffle, this leaves every image where it is when others are added.
-        order = sorted(ids, key=lambda name: hashlib.sha256(f"{validation_seed} {name}".encode()).digest())
-        validation = set(order[:count])
+        validation = set(draw_order(ids, validation_seed)[:count])
         return tuple(name for name in ids if (name in validation) == (self.split == "val"))
 
     def _read_list(self, split: Split) -> tuple[str, ...]:
-        path = self.root / f"{split}.txt"
-        if not path.is_file():
-            hint = "; set data.validation_share to validate on a share of train.txt" if split == "val" else ""
-            raise InputError(f"The list of the {split} split is missing: {path} was looked for{hint}.")
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path} is no text in UTF-8: {error}.") from error
-        ids = tuple(name for line in lines if (name := line.strip()))
-        if not ids:
-            raise InputError(f"The list of the {split} split is empty: {path}.")
-        if repeated := _repeated(ids):
-            raise InputError(f"{path} names {repeated} more than once.")
-        return ids
+        hint = "; set data.validation_share to validate on a share of train.txt" if split == "val" else ""
+        return read_list(self.root / f"{split}.txt", hint)
 
     def _find_annotators(self, wanted: Sequence[str] | None) -> tuple[str, ...]:
         folder = self.root / "masks"
@@ -150,8 +135,8 @@ class Raters(Dataset[dict[str, Tensor]]):
             raise InputError(f"annotators: expected at least one of {', '.join(found)}, or null for all.")
         if unknown := [name for name in wanted if name not in found]:
             raise InputError(f"annotators: there is no folder {folder / unknown[0]}; there are {', '.join(found)}.")
-        if repeated := _repeated(wanted):
-            raise InputError(f"annotators: {repeated} is named more than once.")
+        if twice := repeated(wanted):
+            raise InputError(f"annotators: {twice} is named more than once.")
         return tuple(wanted)
 
     def _image_path(self, name: str) -> Path:
@@ -201,15 +186,8 @@ class Raters(Dataset[dict[str, Tensor]]):
         path = self._mask_path(annotator, name)
         if not path.is_file():
             return np.full(size, self.ignore_index, dtype=np.uint8)
-        mask = open_image(path)
-        if mask.mode not in ("1", "L", "P"):
-            raise InputError(f"{path} has mode {mask.mode}; expected class ids of 1 or 8 bits (1, L or P).")
-        if mask.size != expected:
-            raise InputError(
-                f"Image and mask of {name} differ in size (width, height): {self._image_path(name)} has {expected}, "
-                f"{path} has {mask.size}."
-            )
-        ids = np.array(mask).astype(np.uint8)  # 1-bit masks are booleans
+        ids = read_index_mask(path)
+        check_sizes(Pair(name, self._image_path(name), path), expected, ids)
         strange = [value for value in np.unique(ids).tolist() if value >= self.num_classes and value != self.void]
         if strange:
             raise InputError(
@@ -219,12 +197,7 @@ class Raters(Dataset[dict[str, Tensor]]):
             )
         if self.void is not None:
             ids[ids == self.void] = self.ignore_index
-        return np.array(Image.fromarray(ids).resize(size[::-1], Image.Resampling.NEAREST))
-
-
-def _repeated(names: Sequence[str]) -> str | None:
-    """Return a name that is there more than once, if there is one."""
-    return next((name for number, name in enumerate(names) if name in names[:number]), None)
+        return np.array(Image.fromarray(ids.astype(np.uint8)).resize(size[::-1], Image.Resampling.NEAREST))
 
 
 class RatersData(SegmentationData):

@@ -121,7 +121,7 @@ class SupervisedSegmentation(LightningModule):
         loss = self.training_loss(output, batch)
         with users_error(f"step {self.global_step} (a lower model.optimiser.learning_rate may help)"):
             counts = image_counts(class_map(output.logits, label.shape[-2:]), label, self.num_classes)
-        self._training_counts = self._training_counts + counts.sum(0)
+        self._training_counts = self._training_counts.to(counts.device) + counts.sum(0)
         self.log("train/loss", loss.detach(), prog_bar=True)
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.trainer.is_last_batch or (every and (self.global_step + 1) % every == 0):
@@ -142,6 +142,14 @@ class SupervisedSegmentation(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Begin the running mIoU anew."""
         self._training_counts = torch.zeros((), dtype=torch.int64)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the counts of the epoch's training images so far."""
+        checkpoint["training_counts"] = self._training_counts
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with them."""
+        self._training_counts = checkpoint["training_counts"]
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Add a batch to the scores."""

@@ -1,7 +1,7 @@
 """Runs commands in processes that are forks of this one, which has imported everything: each starts at once.
 
-The arguments are JSON: a list of [arguments of softjaccard, seconds until the whole process group is killed or null].
-A negative number of seconds is a share of the first command's duration. Prints the exit code of each command.
+The arguments are JSON: a list of [arguments of softjaccard, null], or [arguments, [starts, seconds]] for a comparison
+whose process group is killed so many seconds after it has started so many processes. Prints each command's exit code.
 """
 
 from __future__ import annotations
@@ -57,24 +57,27 @@ def run(arguments: Sequence[str], log: Path) -> None:
     sys.exit(main(arguments))
 
 
-def run_group(arguments: Sequence[str], seconds: float | None) -> int:
-    """Run a command in a process group of its own, and kill that after so many seconds."""
+def run_group(arguments: Sequence[str], kill: tuple[int, float] | None) -> int:
+    """Run a command in a process group of its own, and kill that when it is time."""
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)
         os._exit(main(arguments))
-    if seconds is not None:
-        time.sleep(seconds)
+    if kill is not None:
+        while starts(Path(arguments[arguments.index("--output") + 1])) < kill[0]:
+            time.sleep(0.02)
+        time.sleep(kill[1])
         os.killpg(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def starts(output: Path) -> int:
+    """The number of processes that a comparison has started so far."""
+    return sum(path.read_text().count('"command"') for path in output.glob("runs/*/*/journal.json"))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     processes.start_process = Fork
-    durations = []
-    for arguments, seconds in json.loads(sys.argv[1]):
-        began = time.monotonic()
-        code = run_group(arguments, -seconds * durations[0] if seconds is not None and seconds < 0 else seconds)
-        durations.append(time.monotonic() - began)
-        print(f"exit {code} after {durations[-1]:.1f} s", flush=True)
+    for arguments, kill in json.loads(sys.argv[1]):
+        print(f"exit {run_group(arguments, kill)}", flush=True)

@@ -401,7 +401,7 @@ def test_tables_of_what_is_there(world: World, tmp_path: Path) -> None:
     ]
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text(GRID.replace("NLL", "mIoUD"))
-    with pytest.raises(InputError, match="no run has mIoUD; did you mean mIoU_D"):
+    with pytest.raises(InputError, match=r"no run has mIoUD\. Did you mean mIoU_D"):
         remake_tables(read_grid(wrong), output)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import yaml
 
-from softjaccard.errors import InputError, InputErrors
+from softjaccard.errors import InputError, InputErrors, nearest_names
 
 Checkpoint = Literal["best", "last"]
 Split = Literal["test", "val"]
@@ -19,7 +18,7 @@ Split = Literal["test", "val"]
 DEFAULT_SCORES = ("mIoU_D", "mIoU_I", "mIoU_C", "mIoU_C_worst5", "ECE", "SCE")
 _KEYS = ("title", "recipe", "baseline", "settings", "seeds", "rows", "test", "scores")
 _ROW_KEYS = ("recipe", "settings", "seeds")
-_SETTING = re.compile(r"(data|model|trainer)([.]\w+)*")
+_SETTING = re.compile(r"(data|model|trainer)([.]\w+)*|checkpoint_every")
 # Names are folders, too, and cells of a Markdown table.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+=,()-]{0,79}(?<![ .])")
 
@@ -185,7 +184,7 @@ class _Reader:
         made = {str(key): self._row(key, row, content.get("recipe"), settings, seeds) for key, row in rows.items()}
         baseline = str(content.get("baseline", next(iter(made))))
         if baseline not in made:
-            self._errors.append(f"baseline: there is no row '{baseline}'{_nearest(baseline, made)}.")
+            self._errors.append(f"baseline: there is no row '{baseline}'. {nearest_names(baseline, made)}")
         for setting in further:
             self._setting("command line", setting.removeprefix("--").partition("=")[0])
         test = content.get("test", {})
@@ -227,9 +226,7 @@ class _Reader:
 
     def _known(self, where: str, content: Mapping[Any, Any], keys: Sequence[str]) -> None:
         self._errors += [
-            f"{where}{key}: unknown; expected {', '.join(keys)}{_nearest(str(key), keys)}."
-            for key in content
-            if key not in keys
+            f"{where}{key}: unknown key. {nearest_names(str(key), keys)}" for key in content if key not in keys
         ]
 
     def _settings(self, where: str, settings: Any) -> dict[str, Any]:
@@ -274,7 +271,8 @@ def _wrong_references(grid: Grid) -> Iterator[str]:
         for seed in row.seeds:
             for need in grid.needs(RunName(row.name, seed)):
                 if need.row not in grid.rows:
-                    yield f"rows.{row.name}: there is no row '{need.row}' to refer to{_nearest(need.row, grid.rows)}."
+                    near = nearest_names(need.row, grid.rows)
+                    yield f"rows.{row.name}: there is no row '{need.row}' to refer to. {near}"
                 elif need.seed not in grid.rows[need.row].seeds:
                     has = ", ".join(map(str, grid.rows[need.row].seeds))
                     yield f"rows.{row.name}: seed {seed} refers to {need}, but the seeds of {need.row} are {has}."
@@ -315,16 +313,6 @@ def _kind(value: Any) -> str:
     return "nothing" if value is None else type(value).__name__
 
 
-def _nearest(name: str, names: Collection[str]) -> str:
-    """Say which name may have been meant, if one is near."""
-    near = difflib.get_close_matches(name, names, 1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
 def unknown_scores(wanted: Iterable[str], known: Collection[str]) -> list[str]:
     """Say which scores no test has found."""
-    return [
-        f"scores: no run has {name}{_nearest(name, known) or '; there are ' + ', '.join(sorted(known))}"
-        for name in wanted
-        if name not in known
-    ]
+    return [f"scores: no run has {name}. {nearest_names(name, known)}" for name in wanted if name not in known]

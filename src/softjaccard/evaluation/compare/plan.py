@@ -23,8 +23,8 @@ Resolve = Callable[[Sequence[str]], dict[str, Any]]
 Again = Literal["failed", "changed"]
 Action = Literal["done", "failed", "train", "resume", "test"]
 
-# Where data and weights are, and how data are read, does not change what comes out.
-_FREE = {"root", "workers", "cache"}
+# Where data and weights are, how data are read, and how often a run is saved does not change what comes out.
+_FREE = {"root", "workers", "cache", "checkpoint_every"}
 _BY_NAME = {"encoder_weights"}
 _SHOWN = 3
 
