@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+from softjaccard.machine import commit, cpu_name
 
 ROOT = Path(__file__).parent.parent
 _PACKAGES = ("torch", "triton", "numpy", "torchmetrics", "segmentation_models_pytorch", "monai")
@@ -17,15 +18,13 @@ _PACKAGES = ("torch", "triton", "numpy", "torchmetrics", "segmentation_models_py
 def describe_machine(device: str) -> dict[str, object]:
     """The processor, or the GPU beside it, the versions, and the commit."""
     description: dict[str, object] = {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "system": platform.system(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
-        # A lent machine may hold the files without the repository.
-        "commit": _git("rev-parse", "HEAD") or os.environ.get("COMMIT"),
-        "uncommitted_changes": None if (changes := _git("status", "--porcelain")) is None else bool(changes),
+        **commit(),
     }
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
@@ -48,24 +47,8 @@ def result_name(machine: dict[str, object]) -> str:
     return str(machine["gpu"]).lower().replace(" ", "-") if "gpu" in machine else "cpu"
 
 
-def _cpu_name() -> str:
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def _version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _git(*arguments: str) -> str | None:
-    """What git says about the project; None where it is no repository or git is missing."""
-    try:
-        run = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return run.stdout.strip()

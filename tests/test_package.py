@@ -21,7 +21,7 @@ FLOORS = (
     {"labels"},
     {"statistics"},
     {"losses"},
-    {"errors", "files"},
+    {"errors", "files", "machine"},
     {"data", "models", "metrics"},
     {"training", "evaluation", "recipes"},
     {"demo"},

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import softjaccard
-from softjaccard.errors import InputError
+from softjaccard.errors import InputError, InputErrors
 
 if TYPE_CHECKING:
     from softjaccard.evaluation.inference import InferenceSettings
@@ -52,6 +52,28 @@ With a temperature, calibration and decodings are those of the logits over it, a
 the best likelihood on the validation images, predicted in the same way.
 """
 
+_COMPARE_HELP = """\
+GRID is a YAML file:
+
+  title: Losses on drawn scenes
+  recipe: scenes                   # or a YAML file; of all rows, or of a row
+  settings: {trainer.max_epochs: 6}
+  seeds: [0, 1, 2]                 # likewise
+  baseline: cross-entropy          # the row that others are compared with (the first one)
+  test: {checkpoint: best, split: test}
+  scores: [mIoU_D, mIoU_I, ECE]    # columns of the table, by their names in test.json
+  rows:
+    cross-entropy: {settings: {model.loss: softjaccard.CrossEntropyLoss}}
+    jaccard:
+    student: {recipe: scenes+distillation-kl, settings: {model.teacher: {row: jaccard}}, seeds: [0]}
+
+{row: NAME} or {row: NAME, seed: SEED} stands for the folder of that trained run, which is run before (without a seed,
+the one with the same). Settings behind the options hold for all rows, such as --data.root PATH.
+
+DIR gets runs/ROW/SEED, results/ROW/SEED.json and .npz, which are small and all that the tables need, and table.md,
+table.csv and differences.png. The same command goes on where it was stopped, and does only what is missing; so it does
+when rows or seeds were added. The exit code is 2 if runs have failed.
+"""
 
 _DATA_HELP = """\
 NAME is a data set that `softjaccard data list` shows, PATH where it is. Every image and mask is decoded, and each pixel
@@ -78,9 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         known.run(known, settings)
     except InputError as error:
-        # A worker process of a data loader hands its error over inside the text of a traceback.
-        message = str(error).rpartition(f"{InputError.__qualname__}: ")[2]
-        sys.stderr.write(f"{parser.prog} {known.command}: {' '.join(message.split())}\n")
+        for told in error.messages if isinstance(error, InputErrors) else [str(error)]:
+            # A worker process of a data loader hands its error over inside the text of a traceback.
+            message = told.rpartition(f"{InputError.__qualname__}: ")[2]
+            sys.stderr.write(f"{parser.prog} {known.command}: {' '.join(message.split())}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write(f"{parser.prog} {known.command}: stopped\n")
@@ -151,6 +174,7 @@ def _build_parser() -> argparse.ArgumentParser:
     report.add_argument("--split", choices=("test", "val"), default="test", help="what was tested (%(default)s)")
     report.add_argument("--output", type=Path, default=Path("report.html"), help="the HTML file (%(default)s)")
     report.set_defaults(run=_report)
+    _add_compare(commands)
     _add_data(commands)
     return parser
 
@@ -245,6 +269,28 @@ def _add_predict(commands: argparse._SubParsersAction[_Parser]) -> None:
     predict.set_defaults(run=_predict)
 
 
+def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
+    what = "run a grid of recipes, settings and seeds, and compare the scores"
+    compare = _add_command(commands, "compare", what, "GRID [options] [--SETTING VALUE ...]", _COMPARE_HELP)
+    compare.add_argument("grid", metavar="GRID", type=Path, help="a YAML file")
+    compare.add_argument("--output", metavar="DIR", type=Path, help="folder for it all (runs/ and the grid's name)")
+    compare.add_argument("--jobs", type=int, metavar="N", help="runs at a time (1, or one for each device)")
+    compare.add_argument(
+        "--devices", nargs="+", default=[], metavar="NAME", help="cpu, or cuda:0 cuda:1 ..., shared out among runs"
+    )
+    compare.add_argument(
+        "--again",
+        nargs="+",
+        choices=("failed", "changed"),
+        default=[],
+        help="run again what has failed, or replace what was run with other settings than the grid has now",
+    )
+    only = compare.add_mutually_exclusive_group()
+    only.add_argument("--dry-run", action="store_true", help="show what would be run")
+    only.add_argument("--tables-only", action="store_true", help="make the tables from the results that are there")
+    compare.set_defaults(run=_compare)
+
+
 def _demo(known: argparse.Namespace, settings: list[str]) -> None:
     if settings:
         raise InputError(f"unknown arguments: {' '.join(settings)} (see softjaccard demo --help)")
@@ -253,8 +299,8 @@ def _demo(known: argparse.Namespace, settings: list[str]) -> None:
     run_demo(known.output, known.seed, known.steps)
 
 
-def _fit(known: argparse.Namespace, settings: list[str]) -> None:
-    from softjaccard.training import run
+def _fit_configs(known: argparse.Namespace) -> list[Path | dict[str, Any]]:
+    """Return the settings of the recipe, and the config files."""
     from softjaccard.training.recipes import load_recipe
 
     if not known.recipe and not known.config:
@@ -262,9 +308,38 @@ def _fit(known: argparse.Namespace, settings: list[str]) -> None:
     missing = [path for path in known.config if not path.expanduser().is_file()]
     if missing:
         raise InputError(f"--config: there is no file {missing[0]} (recipes of the package go with --recipe).")
-    configs: list[Path | dict[str, Any]] = [load_recipe(known.recipe)] if known.recipe else []
+    return [*([load_recipe(known.recipe)] if known.recipe else []), *known.config]
+
+
+def _fit(known: argparse.Namespace, settings: list[str]) -> None:
+    from softjaccard.training import run
+
+    configs = _fit_configs(known)
     output = known.output or Path("runs") / (known.config[-1].stem if known.config else known.recipe)
-    run.fit(output, [*configs, *known.config], settings, resume=known.resume)
+    run.fit(output, configs, settings, resume=known.resume)
+
+
+def _resolve_fit(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return every setting of a run, from what is typed after `softjaccard fit`."""
+    from softjaccard.training import run
+
+    known, settings = _build_parser().parse_known_args(["fit", *arguments])
+    return run.resolve(_fit_configs(known), settings)
+
+
+def _compare(known: argparse.Namespace, settings: list[str]) -> None:
+    from softjaccard.evaluation import compare
+
+    output = known.output or Path("runs") / known.grid.stem
+    grid = compare.read_grid(known.grid, settings)
+    if known.tables_only:
+        compare.remake_tables(grid, output)
+    elif known.dry_run:
+        compare.show_plan(grid, output, _resolve_fit, known.again)
+    else:
+        jobs = known.jobs if known.jobs is not None else max(1, len(known.devices))
+        resources = compare.Resources(jobs, tuple(known.devices))
+        compare.compare(grid, output, _resolve_fit, resources, known.again)
 
 
 def _recipes(known: argparse.Namespace, settings: list[str]) -> None:

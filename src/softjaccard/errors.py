@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 
@@ -14,6 +14,19 @@ class InputError(ValueError):
 
     The command line shows the message without a traceback.
     """
+
+
+class InputErrors(InputError):  # noqa: N818 (there are several)
+    """Several such errors found together; the command line shows a line for each.
+
+    Args:
+        messages: One for each error.
+    """
+
+    def __init__(self, messages: Sequence[str]) -> None:
+        """See the class."""
+        super().__init__("\n".join(messages))
+        self.messages = tuple(messages)
 
 
 def first_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from made_up_results import made_up
-from softjaccard.evaluation.report.intervals import RESAMPLES, score_differences, score_intervals
+from softjaccard.evaluation.report.intervals import RESAMPLES, ece_difference, score_differences, score_intervals
 from softjaccard.evaluation.results import EvaluationResult
 from softjaccard.metrics import bootstrap_interval, paired_bootstrap
 
@@ -40,3 +40,11 @@ def test_differences() -> None:
     assert found["ECE"] == pytest.approx((value, *np.percentile(drawn, (2.5, 97.5))))
     iou = paired_bootstrap(second.counts, first.counts, "mIoU_I", resamples=RESAMPLES)
     assert found["mIoU_I"] == (iou.difference, iou.low, iou.high)
+
+
+def test_differences_of_several_seeds() -> None:
+    first, second = [made_up(seed=seed) for seed in (0, 1)], [made_up(seed=seed, skill=3.0) for seed in (2, 3, 4)]
+    found = ece_difference(*(torch.stack([each.calibration for each in runs]) for runs in (first, second)))
+    drawn = [np.mean([drawn_ece(each) for each in runs], 0) for runs in (second, first)]
+    value = np.mean([each.scores["ECE"] for each in second]) - np.mean([each.scores["ECE"] for each in first])
+    assert found == pytest.approx((value, *np.percentile(drawn[0] - drawn[1], (2.5, 97.5))))

@@ -2,8 +2,8 @@
 
 A recipe's name joins the names of its parts by "+", in any order: one for the data, and if need be others for the
 network, the schedule (optimiser and length), the loss and the method (labels and where they come from), such as
-`camvid`, `camvid+boundary-smoothing` or `voc+unet-resnet50d+sgd-80k+cross-entropy`. Whatever the order, a part wins over
-those of a kind before its own in this list, and all over what every recipe begins with.
+`camvid`, `camvid+boundary-smoothing` or `voc+unet-resnet50d+sgd-80k+cross-entropy`. Whatever the order, a part wins
+over those of a kind before its own in this list, and all over what every recipe begins with.
 """
 
 from __future__ import annotations

@@ -126,6 +126,20 @@ def fit(
         _say(f"Next: softjaccard test {output}{'' if (last.parent / 'best.ckpt').exists() else ' --checkpoint last'}")
 
 
+def resolve(configs: Sequence[Path | Mapping[str, Any]], settings: Sequence[str] = ()) -> dict[str, Any]:
+    """Return every setting of a run as plain data, as its `config.yaml` has them.
+
+    Args:
+        configs: As in `fit`.
+        settings: Likewise.
+
+    Raises:
+        InputError: If a setting is unknown or wrong.
+    """
+    parser = build_parser()
+    return _as_plain(parser, _parse(parser, configs, settings))
+
+
 @dataclass(frozen=True)
 class OpenedRun:
     """A run's network with its data, to test it.

@@ -34,8 +34,18 @@ def score_differences(first: EvaluationResult, second: EvaluationResult, names: 
     """Return the scores of the second less those of the first, of which each draw takes the same images."""
     found = {name: paired_bootstrap(second.counts, first.counts, name, resamples=RESAMPLES) for name in names}
     ranges = {name: Range(each.difference, each.low, each.high) for name, each in found.items()}
-    of_all = _ece(second.calibration[None]) - _ece(first.calibration[None])
-    return ranges | {"ECE": _range(of_all[0], _drawn_ece(second.calibration) - _drawn_ece(first.calibration))}
+    return ranges | {"ECE": ece_difference(first.calibration[None], second.calibration[None])}
+
+
+def ece_difference(first: Tensor, second: Tensor) -> Range:
+    """Return the ECE of the second less that of the first, each averaged over seeds.
+
+    Args:
+        first: (S, N, 3, bins): pixels, confidence and hits of each seed's images.
+        second: Likewise, of the same images; the number of seeds may be another.
+    """
+    drawn_first, drawn_second = (torch.stack([_drawn_ece(sums) for sums in runs]).mean(0) for runs in (first, second))
+    return _range(_ece(second).mean() - _ece(first).mean(), drawn_second - drawn_first)
 
 
 def _drawn_ece(sums: Tensor) -> Tensor:

@@ -59,9 +59,9 @@ def score_label(name: str) -> Markup:
     return join(base, letter and tag("sup", letter), words and f", {words}")
 
 
-def score_text(name: str, value: float) -> str:
-    """Write a score in percent, or with four digits if it is no fraction."""
-    return f"{value:.4f}" if name.startswith(_NO_FRACTIONS) else f"{100 * value:.1f}"
+def score_text(name: str, value: float, sign: str = "") -> str:
+    """Write a score in percent, or with four digits if it is no fraction; with the sign "+" that of a difference."""
+    return f"{value:{sign}.4f}" if name.startswith(_NO_FRACTIONS) else f"{100 * value:{sign}.1f}"
 
 
 def frequent_classes(result: EvaluationResult) -> list[int]:

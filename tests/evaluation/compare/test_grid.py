@@ -1,0 +1,107 @@
+"""Grids: their order, what they turn into, and what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from softjaccard.cli import main
+from softjaccard.errors import InputError
+from softjaccard.evaluation.compare.grid import Grid, RunName, read_grid
+
+
+def grid_of(tmp_path: Path, text: str, *further: str) -> Grid:
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    return read_grid(path, further)
+
+
+FULL = """
+title: All keys
+recipe: scenes
+baseline: plain
+settings: {trainer.max_epochs: 3, model.loss: softjaccard.CrossEntropyLoss, data.crop: [32, 40]}
+seeds: [4, 7]
+test: {checkpoint: last, split: val}
+scores: [mIoU_D, NLL]
+rows:
+  student:
+    settings: {model.teacher: {row: teacher, seed: 1}, model.list: [{row: plain}], model.loss: other.Loss}
+  plain:
+  teacher: {recipe: other/file.yaml, seeds: [1], settings: {model.flag: true, model.rate: 1.0e-3, model.none: null}}
+"""
+
+
+def test_a_full_grid(tmp_path: Path) -> None:
+    grid = grid_of(tmp_path, FULL, "--data.root=a b")
+    assert (grid.title, grid.baseline, grid.scores) == ("All keys", "plain", ("mIoU_D", "NLL"))
+    assert grid.test == {"checkpoint": "last", "split": "val"}
+    # By seed, but what is needed comes first.
+    order = [("plain", 4), ("teacher", 1), ("student", 4), ("plain", 7), ("student", 7)]
+    assert grid.runs() == [RunName("teacher", 1), *(RunName(*run) for run in order if run != ("teacher", 1))]
+    assert grid.needs(RunName("student", 7)) == [RunName("teacher", 1), RunName("plain", 7)]
+    assert grid.fit_arguments(RunName("student", 7), Path("runs")) == [
+        "--recipe", "scenes", "--trainer.max_epochs=3", "--data.crop=[32, 40]",
+        "--model.teacher=runs/teacher/1", "--model.list=[runs/plain/7]", "--model.loss=other.Loss",
+        "--data.root=a b", "--seed=7",
+    ]  # fmt: skip
+    assert grid.fit_arguments(RunName("teacher", 1), Path("runs"))[:2] == ["--config", "other/file.yaml"]
+    assert grid.fit_arguments(RunName("teacher", 1), Path("runs"))[5:8] == [
+        "--model.flag=true", "--model.rate=0.001", "--model.none=null",
+    ]  # fmt: skip
+
+
+def test_defaults(tmp_path: Path) -> None:
+    grid = grid_of(tmp_path, "recipe: scenes\nrows: {b: , a: }\n")
+    assert (grid.title, grid.baseline, grid.rows["a"].seeds) == ("grid", "b", (0,))
+    assert grid.test == {"checkpoint": "best", "split": "test"}
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("[1]", ["expected a mapping with title"]),
+        ("rows: [", ["is no YAML file"]),
+        ("recipe: a\nrows: {a: , b: , a: }", ["'a' is there twice"]),
+        ("recipe: a", ["rows: expected a mapping"]),
+        ("rows: {a: }", ["rows.a: there is no recipe"]),
+        ("recipe: a\nsettigns: {}\nrows: {a: }", ["settigns: unknown key. Did you mean settings"]),
+        ("recipe: a\nrows: {a: {setings: {}}}", ["rows.a.setings: unknown key"]),
+        ("recipe: a\nbaseline: jaccrd\nrows: {jaccard: }",
+         ["baseline: there is no row 'jaccrd'. Did you mean jaccard?"]),
+        ("recipe: a\nrows: {../a: }", ["rows: '../a' cannot be a name"]),
+        ("recipe: a\nrows: {a|b: }", ["rows: 'a|b' cannot be a name"]),
+        ("recipe: a\nrows: {a: 3}", ["rows.a: expected a mapping", "int"]),
+        ("recipe: a\nsettings: {seed: 3}\nrows: {a: }", ["settings.seed: seeds are given by"]),
+        ("recipe: a\nsettings: {output: 3}\nrows: {a: }", ["settings: 'output' is no setting"]),
+        ("recipe: a\nsettings: [3]\nrows: {a: }", ["settings: expected a mapping"]),
+        ("recipe: a\nseeds: [0, 0]\nrows: {a: }", ["seeds: expected a list of different whole numbers"]),
+        ("recipe: a\nseeds: [-1]\nrows: {a: {seeds: [true]}}", ["seeds: expected", "\nrows.a.seeds: expected"]),
+        ("recipe: a\ntest: {split: train}\nrows: {a: }", ["test.split: expected test or val, got 'train'"]),
+        ("recipe: a\ntest: last\nrows: {a: }", ["test: expected checkpoint and split, got str"]),
+        ("recipe: a\nscores: mIoU_D\nrows: {a: }", ["scores: expected a list"]),
+        ("recipe: a\nrows: {a: {settings: {model.t: {row: b}}}}", ["rows.a: there is no row 'b'"]),
+        ("recipe: a\nseeds: [0, 2]\nrows: {a: {settings: {model.t: {row: b}}}, b: {seeds: [0]}}",
+         ["rows.a: seed 2 refers to b, seed 2, but the seeds of b are 0"]),
+        ("recipe: a\nrows: {a: {settings: {model.t: {row: b}}}, b: {settings: {model.t: [{row: a}]}}}",
+         ["rows need each other: a, seed 0 -> b, seed 0 -> a, seed 0"]),
+    ],
+)  # fmt: skip
+def test_bad_grids(text: str, lines: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        grid_of(tmp_path, text)
+    message = f"\n{error.value}".replace(f"\n{tmp_path / 'grid.yaml'}: ", "\n")
+    assert all(line in message for line in lines), message
+    assert len(message.strip().splitlines()) == max(1, sum(line.startswith("\n") for line in lines) + 1)
+
+
+def test_every_error_has_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text("recipe: scenes\nbaseline: b\nseeds: 3\nrows: {a: {settings: {x: 1}}}\n")
+    assert main(["compare", str(path), "--output", str(tmp_path / "output"), "--jobs=2"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3
+    assert all(line.startswith(f"softjaccard compare: {path}: ") for line in errors)
+    assert main(["compare", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml cannot be read" in capsys.readouterr().err
