@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from softjaccard.errors import InputError
+
+
+# Parameters with more than one dimension that are no weights of a layer: class tokens, positions, scales of layers.
+_UNDECAYED = re.compile(r"(token|pos_embed|relative_position_bias_table|rel_pos_?[hw]?|gamma\w*)$")
 
 
 class NetworkOutput(NamedTuple):
@@ -34,7 +39,9 @@ class SegmentationNetwork(nn.Module):
         mean: Of each image channel, subtracted first.
         std: Of each image channel, divided by.
         auxiliary: From the encoder's second-last stage to logits; used by `outputs` alone.
+        dropout: Probability of leaving out a channel of the decoder's output before the logits are made of it.
         channels_last: Keep channels last in memory, which is faster on CPUs and in half precision on GPUs.
+        compile: Compile encoder, decoder and head with torch.compile when they are first used.
     """
 
     mean: Tensor
@@ -47,15 +54,22 @@ class SegmentationNetwork(nn.Module):
         std: Sequence[float],
         *,
         auxiliary: nn.Module | None = None,
+        dropout: float = 0.0,
         channels_last: bool = False,
+        compile: bool = False,  # noqa: A002
     ) -> None:
         """See the class."""
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.body = body.to(memory_format=self.memory_format)
         self.auxiliary = auxiliary.to(memory_format=self.memory_format) if auxiliary else None
+        self.dropout = nn.Dropout2d(dropout)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        if compile:
+            # One by one, because the body is not called as a whole; in place, so that names of the state stay.
+            for part in (body.encoder, body.decoder, body.segmentation_head):
+                part.compile()
 
     @property
     def encoder(self) -> nn.Module:
@@ -111,14 +125,20 @@ class SegmentationNetwork(nn.Module):
         Args:
             learning_rate: Of the encoder.
             decoder_factor: The rest of the network learns this many times faster.
-            weight_decay: Of weights; biases and scales (1-D parameters) have none.
+            weight_decay: Of weights; biases and scales (1-D parameters), class tokens and tables of positions have
+                none.
         """
         encoder = {id(parameter) for parameter in self.encoder.parameters()}
+        decaying = {
+            id(parameter)
+            for name, parameter in self.named_parameters()
+            if parameter.ndim > 1 and not _UNDECAYED.search(name)
+        }
         groups = []
         for part, factor in (("encoder", 1.0), ("decoder", decoder_factor)):
             members = [p for p in self.parameters() if p.requires_grad and (id(p) in encoder) == (part == "encoder")]
             for kind, decay in (("weights", weight_decay), ("biases", 0.0)):
-                parameters = [p for p in members if (p.ndim > 1) == (kind == "weights")]
+                parameters = [p for p in members if (id(p) in decaying) == (kind == "weights")]
                 groups.append(
                     {
                         "name": f"{part}_{kind}",
@@ -147,4 +167,4 @@ class SegmentationNetwork(nn.Module):
         # The encoder of DPT returns a pair, both parts of which its decoder takes.
         pair = isinstance(encoded, tuple)
         features = body.decoder(*encoded) if pair else body.decoder(encoded)
-        return NetworkOutput(body.segmentation_head(features), None, features), encoded[0] if pair else encoded
+        return NetworkOutput(body.segmentation_head(self.dropout(features)), None, features), encoded[0] if pair else encoded
