@@ -77,7 +77,9 @@ def create_model(
         body = smp.create_model(
             architecture,
             # timm's encoders have the tag of their weights in their name, and take True for these weights.
-            encoder_name=f"{encoder.partition('.')[0]}.{published}" if timms and published in _tags(encoder) else encoder,
+            encoder_name=f"{encoder.partition('.')[0]}.{published}"
+            if timms and published in _tags(encoder)
+            else encoder,
             encoder_weights=True if timms and published else published,
             classes=num_classes,
             **arguments,
@@ -111,7 +113,9 @@ def _unused_parameters(body: nn.Module, size: Sequence[int]) -> set[int]:
     body.train()
     parameters = dict(body.named_parameters())
     gradients = torch.autograd.grad(logits.sum(), [shapes[name] for name in parameters], allow_unused=True)
-    return {id(parameter) for parameter, gradient in zip(parameters.values(), gradients, strict=True) if gradient is None}
+    return {
+        id(parameter) for parameter, gradient in zip(parameters.values(), gradients, strict=True) if gradient is None
+    }
 
 
 def _drop_unused(module: nn.Module, unused: set[int]) -> None:

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from timm.models.mobilevit import MobileVitBlock, MobileVitV2Block
 from torch import Tensor, nn
 from torch.nn import functional
 
 from softjaccard.errors import InputError
 
 
-# Parameters with more than one dimension that are no weights of a layer: class tokens, positions, scales of layers.
-_UNDECAYED = re.compile(r"(token|pos_embed|relative_position_bias_table|rel_pos_?[hw]?|gamma\w*)$")
+# timm's names of parameters with more than one dimension that are no weights of a layer: class tokens and positions.
+_UNDECAYED = re.compile(r"(_token|pos_embed|relative_position_bias_table|rel_pos_[hw])$")
 
 
 class NetworkOutput(NamedTuple):
@@ -46,6 +47,8 @@ class SegmentationNetwork(nn.Module):
 
     mean: Tensor
     std: Tensor
+    stride: int
+    """Height and width of an image must be multiples of this."""
 
     def __init__(
         self,
@@ -66,6 +69,9 @@ class SegmentationNetwork(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        # MobileViT's blocks cut their maps, in the end at the encoder's stride, into patches, and else resize them.
+        patches = (max(m.patch_size) for m in body.modules() if isinstance(m, (MobileVitBlock, MobileVitV2Block)))
+        self.stride = int(self.encoder.output_stride) * max(patches, default=1)  # type: ignore[arg-type]
         if compile:
             # One by one, because the body is not called as a whole; in place, so that names of the state stay.
             for part in (body.encoder, body.decoder, body.segmentation_head):
@@ -77,11 +83,6 @@ class SegmentationNetwork(nn.Module):
         encoder = self.body.encoder
         assert isinstance(encoder, nn.Module)
         return encoder
-
-    @property
-    def stride(self) -> int:
-        """Height and width of an image must be multiples of this."""
-        return int(self.encoder.output_stride)  # type: ignore[arg-type]
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (B, C, h, w) of images (B, 3, H, W); h and w are H and W over the logits' stride.
@@ -167,4 +168,6 @@ class SegmentationNetwork(nn.Module):
         # The encoder of DPT returns a pair, both parts of which its decoder takes.
         pair = isinstance(encoded, tuple)
         features = body.decoder(*encoded) if pair else body.decoder(encoded)
-        return NetworkOutput(body.segmentation_head(self.dropout(features)), None, features), encoded[0] if pair else encoded
+        return NetworkOutput(body.segmentation_head(self.dropout(features)), None, features), encoded[
+            0
+        ] if pair else encoded
