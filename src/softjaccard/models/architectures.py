@@ -69,9 +69,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     for architecture, encoders in _COMBINATIONS.items()
     for encoder in encoders
 }
-"""By name, such as deeplabv3plus-resnet50d, `init_args` of a training module (architecture, encoder, dropout, auxiliary,
-model_options), as plain data. Those of the 27 configurations of the paper's code (github.com/zifuwanggg/JDTLosses,
-configs/models); where segmentation_models.pytorch builds a decoder in another way is in docs/architectures.md."""
+"""By name, such as deeplabv3plus-resnet50d: architecture, encoder, dropout, auxiliary and model_options, which are
+`init_args` of a training module, as plain data. They are the 27 configurations of the paper's code
+(github.com/zifuwanggg/JDTLosses, configs/models); docs/architectures.md says what differs from it."""
 
 
 def create_architecture(name: str, num_classes: int, **settings: Any) -> SegmentationNetwork:

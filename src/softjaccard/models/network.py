@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from softjaccard.errors import InputError
 
-
 # timm's names of parameters with more than one dimension that are no weights of a layer: class tokens and positions.
 _UNDECAYED = re.compile(r"(_token|pos_embed|relative_position_bias_table|rel_pos_[hw])$")
 
@@ -74,8 +73,8 @@ class SegmentationNetwork(nn.Module):
         self.stride = int(self.encoder.output_stride) * max(patches, default=1)  # type: ignore[arg-type]
         if compile:
             # One by one, because the body is not called as a whole; in place, so that names of the state stay.
-            for part in (body.encoder, body.decoder, body.segmentation_head):
-                part.compile()
+            for name in ("encoder", "decoder", "segmentation_head"):
+                body.get_submodule(name).compile()
 
     @property
     def encoder(self) -> nn.Module:
