@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from softjaccard.errors import InputError, first_line
 from softjaccard.models.auxiliary import AuxiliaryHead, AuxiliarySettings
-from softjaccard.models.network import SegmentationNetwork
+from softjaccard.models.network import NetworkOutput, SegmentationNetwork
 
 
 def create_model(
@@ -69,18 +69,17 @@ def create_model(
         raise InputError(f"dropout is {dropout}, but must be from 0 to below 1.")
     path = _weights_path(encoder, encoder_weights)
     published = None if path else encoder_weights
-    timms = encoder.startswith("tu-")
+    if published in _tags(encoder):
+        encoder = f"{encoder.partition('.')[0]}.{published}"
     arguments = dict(options or {})
     if "upsampling" in inspect.signature(smp.MODEL_ARCHITECTURES_MAPPING[architecture]).parameters:
         arguments.setdefault("upsampling", 1)
     try:
         body = smp.create_model(
             architecture,
+            encoder_name=encoder,
             # timm's encoders have the tag of their weights in their name, and take True for these weights.
-            encoder_name=f"{encoder.partition('.')[0]}.{published}"
-            if timms and published in _tags(encoder)
-            else encoder,
-            encoder_weights=True if timms and published else published,
+            encoder_weights=True if published and encoder.startswith("tu-") else published,
             classes=num_classes,
             **arguments,
         )
@@ -90,29 +89,46 @@ def create_model(
     if path:
         load_encoder_weights(body.encoder, path)
     configuration = getattr(getattr(body.encoder, "model", None), "pretrained_cfg", {})
-    size = configuration["input_size"] if configuration.get("fixed_input_size") else (3, 256, 256)
-    _drop_unused(body.encoder, _unused_parameters(body, size))
-    return SegmentationNetwork(
+    network = SegmentationNetwork(
         body,
         mean=mean or configuration.get("mean", IMAGENET_DEFAULT_MEAN),
         std=std or configuration.get("std", IMAGENET_DEFAULT_STD),
         auxiliary=AuxiliaryHead(body.encoder.out_channels[-2], num_classes, auxiliary) if auxiliary else None,
         dropout=dropout,
         channels_last=channels_last,
-        compile=compile,
     )
+    size = configuration["input_size"] if configuration.get("fixed_input_size") else (3, 256, 256)
+    _drop_unused(network.encoder, _unused_parameters(network, size))
+    if compile:
+        # One by one, because the body is not called as a whole; in place, so that names of the state stay.
+        for part in (body.encoder, body.decoder, body.segmentation_head):
+            part.compile()
+    return network
 
 
-def _unused_parameters(body: nn.Module, size: Sequence[int]) -> set[int]:
-    """Return which parameters (by id) have no part in the logits, found out on tensors that have only a shape."""
+class _Outputs(nn.Module):
+    """A network whose call gives all its outputs."""
+
+    def __init__(self, network: SegmentationNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> NetworkOutput:
+        return self.network.outputs(image)
+
+
+def _unused_parameters(network: SegmentationNetwork, size: Sequence[int]) -> set[int]:
+    """Return which parameters (by id) have no part in any logits, found out on tensors that have only a shape."""
+    outputs = _Outputs(network.eval())
     shapes = {
         name: torch.empty_like(tensor, device="meta", requires_grad=isinstance(tensor, nn.Parameter))
-        for name, tensor in [*body.named_parameters(), *body.named_buffers()]
+        for name, tensor in [*outputs.named_parameters(), *outputs.named_buffers()]
     }
-    logits = functional_call(body.eval(), shapes, torch.empty(1, *size, device="meta"))
-    body.train()
-    parameters = dict(body.named_parameters())
-    gradients = torch.autograd.grad(logits.sum(), [shapes[name] for name in parameters], allow_unused=True)
+    output = functional_call(outputs, shapes, torch.empty(1, *size, device="meta"))
+    network.train()
+    logits = [each.sum() for each in (output.logits, output.auxiliary) if each is not None]
+    parameters = dict(outputs.named_parameters())
+    gradients = torch.autograd.grad(sum(logits), [shapes[name] for name in parameters], allow_unused=True)
     return {
         id(parameter) for parameter, gradient in zip(parameters.values(), gradients, strict=True) if gradient is None
     }

@@ -41,7 +41,6 @@ class SegmentationNetwork(nn.Module):
         auxiliary: From the encoder's second-last stage to logits; used by `outputs` alone.
         dropout: Probability of leaving out a channel of the decoder's output before the logits are made of it.
         channels_last: Keep channels last in memory, which is faster on CPUs and in half precision on GPUs.
-        compile: Compile encoder, decoder and head with torch.compile when they are first used.
     """
 
     mean: Tensor
@@ -58,7 +57,6 @@ class SegmentationNetwork(nn.Module):
         auxiliary: nn.Module | None = None,
         dropout: float = 0.0,
         channels_last: bool = False,
-        compile: bool = False,  # noqa: A002
     ) -> None:
         """See the class."""
         super().__init__()
@@ -71,10 +69,6 @@ class SegmentationNetwork(nn.Module):
         # MobileViT's blocks cut their maps, in the end at the encoder's stride, into patches, and else resize them.
         patches = (max(m.patch_size) for m in body.modules() if isinstance(m, (MobileVitBlock, MobileVitV2Block)))
         self.stride = int(self.encoder.output_stride) * max(patches, default=1)  # type: ignore[arg-type]
-        if compile:
-            # One by one, because the body is not called as a whole; in place, so that names of the state stay.
-            for name in ("encoder", "decoder", "segmentation_head"):
-                body.get_submodule(name).compile()
 
     @property
     def encoder(self) -> nn.Module:
@@ -167,6 +161,5 @@ class SegmentationNetwork(nn.Module):
         # The encoder of DPT returns a pair, both parts of which its decoder takes.
         pair = isinstance(encoded, tuple)
         features = body.decoder(*encoded) if pair else body.decoder(encoded)
-        return NetworkOutput(body.segmentation_head(self.dropout(features)), None, features), encoded[
-            0
-        ] if pair else encoded
+        logits = body.segmentation_head(self.dropout(features))
+        return NetworkOutput(logits, None, features), encoded[0] if pair else encoded
