@@ -31,6 +31,10 @@ TARGETS = (
     Target("triton", "cuda", SHAPES, 4, "peak_ratio", 0.15),
 )
 
+#: What one worker is to deliver from the cache.
+IMAGES_PER_SECOND = 100
+_STEPS = ("read", "geometry", "photometric", "collate")
+
 
 def targets_of(result: Result, device: str) -> str:
     """The targets of a case, each met or not; empty if it has none."""
@@ -87,6 +91,35 @@ def metric_table(results: list[Result]) -> str:
     return "\n".join(rows)
 
 
+def _loader_target(result: Result) -> str:
+    if not result["cache"] or result["workers"] != 1:
+        return ""
+    return f">= {IMAGES_PER_SECOND}/s: {'met' if 1 / result['seconds'] >= IMAGES_PER_SECOND else 'NOT MET'}"
+
+
+def loader_table(results: list[Result]) -> str:
+    """The loaders as Markdown; the target is one worker's, from the cache."""
+    rows = [
+        _row("training images", "files", "workers", "images/s", "CPU ms", *_STEPS, "target"),
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for result in results:
+        size = " x ".join(map(str, result["size"]))
+        case = (size, "cached" if result["cache"] else "decoded", result["workers"])
+        if "seconds" in result:
+            times = (result["processor_seconds"], *(result["step_seconds"][step] for step in _STEPS))
+            shown = ("" if seconds is None else f"{1000 * seconds:.2f}" for seconds in times)
+            rows.append(_row(*case, f"{1 / result['seconds']:.0f}", *shown, _loader_target(result)))
+        else:
+            rows.append(_row(*case, *[""] * 6, _reason(result)))
+    return "\n".join(rows)
+
+
+_LOADER_LEGEND = """\
+CamVid's pipeline at half resolution: random scales from 0.5 to 2, crops of 160 x 224, brightness, contrast, saturation,
+hue, grey and blur. images/s: by the clock. CPU and steps: the processor's ms for each image, in one process."""
+
+
 _LEGEND = """\
 Forward and backward; H and W are the label's, the logits are smaller by the stride. time: divided by F.cross_entropy of
 the hard label, behind F.interpolate at stride 4, with logits of the same dtype, timed in turn. peak: memory above the
@@ -99,6 +132,8 @@ def report(results: list[Result], device: str, machine: dict[str, object]) -> st
     metrics = [result for result in results if "metric" in result]
     parts = [loss_table(losses, device), _LEGEND] if losses else []
     parts += [metric_table(metrics)] if metrics else []
+    loaders = [result for result in results if "workers" in result]
+    parts += [loader_table(loaders), _LOADER_LEGEND] if loaders else []
     load = f"load average {machine['load_before']} before and {machine['load_after']} after"
     parts.append(f"{machine.get('gpu', machine['cpu'])}, {machine['threads']} threads, {load}.")
     return "\n\n".join(parts)

@@ -8,10 +8,11 @@ from typing import TypeAlias
 
 from benchmarks.checks import CheckCase
 from benchmarks.inputs import DTYPES, LABELS
+from benchmarks.loader import LoaderCase
 from benchmarks.losses import BASELINE, CONTENDERS, LossCase
 from benchmarks.metrics import METRICS, MetricCase
 
-Case: TypeAlias = LossCase | MetricCase | CheckCase
+Case: TypeAlias = LossCase | MetricCase | LoaderCase | CheckCase
 Shape: TypeAlias = tuple[int, int, int, int]
 
 #: Cityscapes, PASCAL VOC and ADE20K, as they are trained.
@@ -56,6 +57,7 @@ def select(device: str, everything: bool) -> list[Case]:
     for shape, stride, loss in product(_OTHER_CLASSES[device], STRIDES, _IN_PLOTS):
         cases.append(LossCase(loss, shape, stride, *_USUAL))
     cases += (MetricCase(metric, (1024, 2048)) for metric in METRICS)
+    cases += (LoaderCase((360, 480), workers, cache) for cache in (True, False) for workers in (0, 1, 2))
     return [case for case in cases if not _impossible(case, device)]
 
 
@@ -63,6 +65,7 @@ def select_quick(device: str) -> list[Case]:
     """Tiny cases, to see that everything works."""
     cases: list[Case] = [LossCase(loss, (1, 5, 32, 64), 4, *_USUAL) for loss in CONTENDERS]
     cases += (MetricCase(metric, (32, 64)) for metric in METRICS)
+    cases += (LoaderCase((60, 80), workers, cache=True) for workers in (0, 1))
     return [case for case in cases if not _impossible(case, device)]
 
 
@@ -72,4 +75,6 @@ def matching(cases: list[Case], patterns: list[str]) -> list[Case]:
 
 
 def _impossible(case: Case, device: str) -> bool:
-    return isinstance(case, LossCase) and CONTENDERS[case.loss].cuda_only and device != "cuda"
+    if device == "cuda":
+        return isinstance(case, LoaderCase)
+    return isinstance(case, LossCase) and CONTENDERS[case.loss].cuda_only

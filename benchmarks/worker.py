@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.checks import CheckCase
+from benchmarks.loader import LoaderCase
 from benchmarks.losses import LossCase, Skipped
 from benchmarks.metrics import MetricCase
 from benchmarks.selection import Case
@@ -33,6 +34,8 @@ def _case(fields: dict[str, Any]) -> Case:
     plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     if "loss" in plain:
         return LossCase(**plain)
+    if "workers" in plain:
+        return LoaderCase(**plain)
     return MetricCase(**plain) if "metric" in plain else CheckCase(**plain)
 
 

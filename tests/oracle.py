@@ -52,6 +52,21 @@ def array(values: Tensor) -> Array:
     return values.detach().cpu().to(torch.float64).numpy()
 
 
+def axis_matrix(source: int, target: int, align_corners: bool) -> Array:
+    """The weights (target, source) of linear interpolation along one axis, from its definition."""
+    matrix = np.zeros((target, source))
+    for i in range(target):
+        if align_corners:
+            x = i * (source - 1) / (target - 1) if target > 1 else 0.0
+        else:
+            x = max((i + 0.5) * source / target - 0.5, 0.0)
+        low = min(int(np.floor(x + 1e-12)), source - 1)
+        high = min(low + 1, source - 1)
+        matrix[i, low] += 1 - (x - low)
+        matrix[i, high] += x - low
+    return matrix
+
+
 # --- labels ---------------------------------------------------------------------------------------
 
 

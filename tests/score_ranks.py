@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softjaccard.metrics import BoundaryIoU, CalibrationError, FineGrainedIoU
+from softjaccard import RaterLabel
+from softjaccard.metrics import BoundaryIoU, CalibrationError, FineGrainedIoU, SoftScores
 
 Batches = tuple[tuple[int, ...], ...]
 #: The images of each process, batch by batch, and whether they carry ids.
@@ -54,6 +55,25 @@ def make_metrics() -> tuple[FineGrainedIoU, BoundaryIoU]:
 def found_by_rank(rank: int, ranks: int) -> list[list[Any]]:
     """What a process finds in each case."""
     return [found(make_metrics(), shares[rank], with_ids) for shares, with_ids in SHARES]
+
+
+def soft_scores_of(batches: Batches, with_ids: bool) -> tuple[dict[str, Tensor], Tensor]:
+    """Scores and ids of these images, with two annotators' votes."""
+    ids, label = images()
+    probabilities = torch.rand(7, 4, 13, 11, generator=torch.Generator().manual_seed(1)).softmax(1)
+    votes = torch.stack((torch.where(label == -100, -100, ids), label), 1)
+    metric = SoftScores(4)
+    for batch in batches:
+        places, named = list(batch), [10 * i for i in batch]
+        metric.update(probabilities[places], RaterLabel(votes[places]), image_ids=named if with_ids else None)
+    with metric.sync_context():
+        _, found_ids = metric.statistics()
+    return metric.compute(), found_ids
+
+
+def soft_by_rank(rank: int, ranks: int) -> list[tuple[dict[str, Tensor], Tensor]]:
+    """What a process finds in each case."""
+    return [soft_scores_of(shares[rank], with_ids) for shares, with_ids in SHARES]
 
 
 # --- Calibration ------------------------------------------------------------------------------------------------------

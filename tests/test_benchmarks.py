@@ -19,6 +19,7 @@ from benchmarks.__main__ import run
 from benchmarks.checks import CheckCase
 from benchmarks.gpu_check import floor_ratio, measure_until, ordered_cases, part_of
 from benchmarks.inputs import draw
+from benchmarks.loader import LoaderCase
 from benchmarks.losses import CONTENDERS, LossCase
 from benchmarks.measure import median_seconds, peak_bytes
 from benchmarks.metrics import METRICS, MetricCase
@@ -84,6 +85,20 @@ def test_process_that_dies_fails_its_cases_only(monkeypatch: pytest.MonkeyPatch)
     results = list(run(cases, "cpu", 0.0))
     assert [result["failed"] for result in results] == ["the process ended with code 1: it said nothing"] * 2
     assert report(results, "cpu", IDLE).count("FAILED: the process ended") == 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loaders(workers: int) -> None:
+    case = LoaderCase((32, 48), workers, cache=True)
+    (result,) = run([case], "cpu", 0.0)
+    assert result["size"] == [32, 48]
+    assert result["seconds"] > 0
+    assert (result["processor_seconds"] is None) == (workers == 1)
+    assert all(result["step_seconds"][step] > 0 for step in ("read", "geometry", "photometric", "collate"))
+    slow, fast = (report([result | {"seconds": seconds}], "cpu", IDLE) for seconds in (0.02, 0.004))
+    assert f"| 32 x 48 | cached | {workers} | 50 |" in slow
+    assert f"| 32 x 48 | cached | {workers} | 250 |" in fast
+    assert ("NOT MET" in slow, ">= 100/s: met" in fast) == (workers == 1, workers == 1)
 
 
 def test_losses_of_others_are_skipped_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

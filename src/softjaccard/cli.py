@@ -7,9 +7,8 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import softjaccard
 from softjaccard.errors import InputError
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from softjaccard.evaluation.inference import InferenceSettings
 
 _FIT_HELP = """\
-Every setting can be changed behind the config, for example:
+`softjaccard recipes` lists what a recipe's name can be made of. Every setting can be changed behind it, for example:
   --data.root PATH                                where the data are
   --model.encoder_weights PATH                    pretrained weights of the encoder
   --model.loss softjaccard.CrossEntropyLoss       another loss
@@ -26,6 +25,7 @@ Every setting can be changed behind the config, for example:
   --model.optimiser.learning_rate 1e-3
   --trainer.max_epochs 24
   --seed 1
+  --checkpoint_every 500                          write the last checkpoint each 500 steps, too, not only after an epoch
 
 Ignored pixels are -100 in every batch, whatever id the files have for them: leave a loss's ignore_index as it is.
 Settings are listed by --print_config (behind the other options); --model.help CLASS and --data.help CLASS explain them,
@@ -50,6 +50,17 @@ RUN gets test.json with all scores, and evaluation/test with what `softjaccard r
 main one. Windows and scales count from the size of the run's images, so from half of it with data.scale 0.5.
 With a temperature, calibration and decodings are those of the logits over it, and --temperature fit takes the one with
 the best likelihood on the validation images, predicted in the same way.
+"""
+
+
+_DATA_HELP = """\
+NAME is a data set that `softjaccard data list` shows, PATH where it is. Every image and mask is decoded, and each pixel
+of each mask is compared with the values that the data set knows. The classes' shares of the pixels are printed, then
+all that is wrong; if anything is, the exit code is 2. A part of a data set is in order: another number of images than
+the official one is only a warning.
+
+Settings of the data set go behind the options, such as --data.sbd PATH (voc), --data.fold 1 (deepglobe-land) or
+--data.classes FILE (folder).
 """
 
 
@@ -81,7 +92,10 @@ def _join_settings(arguments: Sequence[str]) -> list[str]:
     """Write `--data.root PATH` as `--data.root=PATH`, so that PATH is not taken for an argument of its own."""
     joined: list[str] = []
     for argument in arguments:
-        waiting = bool(joined) and re.fullmatch(r"--(seed|data|model|trainer)([.][^=]*)?", joined[-1]) is not None
+        waiting = (
+            bool(joined)
+            and re.fullmatch(r"--(seed|data|model|trainer|checkpoint_every)([.][^=]*)?", joined[-1]) is not None
+        )
         if waiting and not argument.startswith("--"):
             joined[-1] += f"={argument}"
         else:
@@ -107,18 +121,25 @@ def _build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--steps", type=int, help="training steps of each network")
     demo.set_defaults(run=_demo)
 
-    recipes = ", ".join(_recipes())
-    usage = "--config CONFIG [--output DIR] [--resume] [--SETTING VALUE ...]"
+    usage = "(--recipe NAME | --config FILE) [--output DIR] [--resume] [--SETTING VALUE ...]"
     fit = _add_command(commands, "fit", "train a network", usage, _FIT_HELP)
+    fit.add_argument("--recipe", help="data, and if need be network and method: NAME, NAME+NAME or NAME+NAME+NAME")
     fit.add_argument(
         "--config",
         action="append",
         default=[],
-        help=f"a YAML file, or a recipe of the package ({recipes}); with more than one, the last wins",
+        type=Path,
+        metavar="FILE",
+        help="a YAML file with settings; wins over the recipe, and the last of several over the others",
     )
-    fit.add_argument("--output", type=Path, help="the run's folder (runs/ and the config's name)")
-    fit.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run in that folder")
+    fit.add_argument("--output", type=Path, help="the run's folder (runs/ and the recipe's or the last config's name)")
+    fit.add_argument(
+        "--resume", action="store_true", help="go on from the run's last checkpoint as if it had not stopped"
+    )
     fit.set_defaults(run=_fit)
+
+    recipes = _add_command(commands, "recipes", "list the parts that recipes are made of", "")
+    recipes.set_defaults(run=_recipes)
 
     _add_test(commands)
     _add_predict(commands)
@@ -130,6 +151,7 @@ def _build_parser() -> argparse.ArgumentParser:
     report.add_argument("--split", choices=("test", "val"), default="test", help="what was tested (%(default)s)")
     report.add_argument("--output", type=Path, default=Path("report.html"), help="the HTML file (%(default)s)")
     report.set_defaults(run=_report)
+    _add_data(commands)
     return parser
 
 
@@ -162,6 +184,24 @@ def _add_test(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     test.add_argument("--temperature", type=_temperature, default=1.0, help="fit, or a number to divide logits by (1)")
     test.set_defaults(run=_test)
+
+
+def _add_data(commands: argparse._SubParsersAction[_Parser]) -> None:
+    data = commands.add_parser("data", help="list the known data sets, or check every file of one")
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="list the known data sets").set_defaults(run=_data_list)
+    check = actions.add_parser(
+        "check",
+        help="check every file of a data set",
+        usage="softjaccard data check NAME --root PATH [--split SPLIT ...] [--SETTING VALUE ...]",
+        epilog=_DATA_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    check.add_argument("name", metavar="NAME", help="the data set")
+    check.add_argument("--root", required=True, help="its folder")
+    check.add_argument("--split", nargs="+", choices=("train", "val", "test"), default=[], help="which (all there are)")
+    check.set_defaults(run=_data_check)
 
 
 def _temperature(value: str) -> float | str:
@@ -214,16 +254,29 @@ def _demo(known: argparse.Namespace, settings: list[str]) -> None:
 
 
 def _fit(known: argparse.Namespace, settings: list[str]) -> None:
-    configs = [_find_config(name) for name in known.config]
-    if not configs:
-        raise InputError(
-            f"--config is missing: give a YAML file, or a recipe of the package ({', '.join(_recipes())})."
-        )
     from softjaccard.training import run
+    from softjaccard.training.recipes import load_recipe
 
-    output = known.output or Path("runs") / configs[0].stem
-    arguments = [argument for path in configs for argument in ("--config", str(path))]
-    run.fit(output, [*arguments, *settings], resume=known.resume)
+    if not known.recipe and not known.config:
+        raise InputError("--recipe or --config is missing: `softjaccard recipes` lists what recipes are made of.")
+    missing = [path for path in known.config if not path.expanduser().is_file()]
+    if missing:
+        raise InputError(f"--config: there is no file {missing[0]} (recipes of the package go with --recipe).")
+    configs: list[Path | dict[str, Any]] = [load_recipe(known.recipe)] if known.recipe else []
+    output = known.output or Path("runs") / (known.config[-1].stem if known.config else known.recipe)
+    run.fit(output, [*configs, *known.config], settings, resume=known.resume)
+
+
+def _recipes(known: argparse.Namespace, settings: list[str]) -> None:
+    if settings:
+        raise InputError(f"unknown arguments: {' '.join(settings)} (see softjaccard recipes --help)")
+    from softjaccard.training.recipes import describe_part, recipe_parts
+
+    for kind, parts in recipe_parts().items():
+        sys.stdout.write(f"{kind}\n")
+        for name, path in parts.items():
+            sys.stdout.write(f"  {name:<22} {describe_part(path)}\n")
+    sys.stdout.write("A recipe joins their names, such as: softjaccard fit --recipe scenes+boundary-smoothing\n")
 
 
 def _test(known: argparse.Namespace, settings: list[str]) -> None:
@@ -242,6 +295,20 @@ def _report(known: argparse.Namespace, settings: list[str]) -> None:
 
     write_report(known.runs, known.output, known.split)
     sys.stdout.write(f"Written to {known.output}.\n")
+
+
+def _data_list(known: argparse.Namespace, settings: list[str]) -> None:
+    if settings:
+        raise InputError(f"unknown arguments: {' '.join(settings)} (see softjaccard data list --help)")
+    from softjaccard.data.check import list_data_sets
+
+    list_data_sets()
+
+
+def _data_check(known: argparse.Namespace, settings: list[str]) -> None:
+    from softjaccard.data.check import check_data_set
+
+    check_data_set(known.name, known.root, known.split, settings)
 
 
 def _predict(known: argparse.Namespace, settings: list[str]) -> None:
@@ -268,20 +335,3 @@ def _predict(known: argparse.Namespace, settings: list[str]) -> None:
         overwrite=known.overwrite,
         record={"checkpoint": str(trained.checkpoint), "version": softjaccard.__version__},
     )
-
-
-def _recipes() -> dict[str, Path]:
-    """Return the configs that ship with the package, by file name."""
-    folder = Path(str(files("softjaccard") / "recipes"))
-    return {path.name: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def _find_config(name: str) -> Path:
-    """Return the file of this path, or else the recipe of this name."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    recipes = _recipes()
-    if name not in recipes:
-        raise InputError(f"--config: there is no file {path}, and the package's recipes are: {', '.join(recipes)}.")
-    return recipes[name]

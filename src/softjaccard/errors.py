@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
+
+_MOST_NAMES = 20
 
 
 class InputError(ValueError):
@@ -36,3 +39,18 @@ def users_error(where: str) -> Iterator[None]:
         raise
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: {error}") from error
+
+
+def nearest_names(name: str, names: Iterable[str]) -> str:
+    """Return a sentence with those of the valid names that are most like a wrong one, or with all if none is like it.
+
+    Example:
+        >>> nearest_names("camvit", ["camvid", "voc"]), nearest_names("x", ["camvid", "voc"]), nearest_names("x", [])
+        ('Did you mean camvid?', 'There is camvid, voc.', 'There is nothing else.')
+    """
+    valid = {each.lower(): each for each in sorted(names)}
+    near = get_close_matches(name.lower(), valid)
+    if near:
+        return f"Did you mean {' or '.join(valid[each] for each in near)}?"
+    shown = ", ".join(list(valid.values())[:_MOST_NAMES]) or "nothing else"
+    return f"There is {shown}{', ...' if len(valid) > _MOST_NAMES else ''}."

@@ -29,3 +29,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+
+def remove_unfinished(*folders: Path) -> None:
+    """Remove what writers that were killed have left in folders; nothing may be writing there."""
+    for folder in folders:
+        for path in folder.glob(".*.part*"):
+            path.unlink()

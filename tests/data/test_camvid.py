@@ -81,10 +81,10 @@ def truncate(root: Path) -> None:
     ("spoil", "words"),
     [
         (shutil.rmtree, ["no folder", "camvid"]),
-        (lambda root: (root / "train.txt").unlink(), ["train split", "train.txt"]),
+        (lambda root: (root / "train.txt").unlink(), ["train split is missing", "train.txt"]),
         (lambda root: (root / "train.txt").write_text("\n"), ["empty", "train.txt"]),
         (lambda root: (root / "images/train/train_2.jpg").unlink(), ["1 of the 5 image", "train_2.jpg"]),
-        (lambda root: shutil.rmtree(root / "annotations"), ["5 of the 5 annotation", "train_0.png"]),
+        (lambda root: shutil.rmtree(root / "annotations"), ["5 of the 5 mask", "train_0.png"]),
         (spoil_mode, ["RGB", "train_0.png"]),
         (spoil_size, ["train_0.jpg", "train_0.png", "(64, 48)", "(64, 40)"]),
         (spoil_ids, ["12", "train_0.png"]),

@@ -31,6 +31,28 @@ def test_the_splits_are_stretches_of_the_scenes() -> None:
     assert start == len(scenes)
 
 
+def test_scenes_with_votes() -> None:
+    plain, rated = (ScenesData(**SMALL, scenes_seed=4, raters=raters).dataset("test") for raters in (None, 3))
+    scenes = SyntheticScenes(10, 32, raters=3, seed=4)
+    disputed = 0
+    for index, sample in enumerate(rated):
+        assert sample.keys() == {"image", "votes", "label", "index"}
+        assert torch.equal(sample["image"], plain[index]["image"])
+        votes = scenes[7 + index]["votes"]
+        assert torch.equal(sample["votes"], votes)
+        by_count = torch.where(votes[1] == votes[2], votes[1], votes[0])  # of three different ones the lowest below
+        different = (votes[0] != votes[1]) & (votes[1] != votes[2]) & (votes[0] != votes[2])
+        assert torch.equal(sample["label"], torch.where(different, votes.amin(0), by_count).long())
+        disputed += int((sample["label"] != plain[index]["label"]).sum())
+    assert disputed > 0
+    data = ScenesData(**SMALL, evaluation_batch_size=2, pad_multiple=48, raters=3)
+    data.setup("test")
+    batch = next(iter(data.test_dataloader()))
+    assert batch["votes"].shape == (2, 3, 48, 48)
+    assert (batch["votes"][:, :, 32:] == IGNORE_INDEX).all()
+    assert set(batch["votes"].unique().tolist()) <= {IGNORE_INDEX, 0, 1, 2, 3, 4}
+
+
 def test_batches() -> None:
     data = ScenesData(**SMALL, evaluation_batch_size=2, pad_multiple=48)
     data.setup("fit")
@@ -52,6 +74,7 @@ def test_batches() -> None:
         ({"test": 0}, "test must be at least 1"),
         ({"size": 4}, "size: expected at least 8"),
         ({"scenes_seed": -1}, "seed"),
+        ({"raters": 0}, "raters: expected at least 1"),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, int], words: str) -> None:

@@ -10,7 +10,14 @@ import torch
 from drawn_camvid import draw_camvid
 from softjaccard.data.camvid import CamVidData
 from softjaccard.data.module import EpochSampler, OrderedSampler
-from softjaccard.data.transforms import IGNORE_INDEX, PADDING_GREY, TrainingTransform, collate_padded, mix_seed
+from softjaccard.data.transforms import (
+    IGNORE_INDEX,
+    PADDING_GREY,
+    PhotometricSettings,
+    TrainingTransform,
+    collate_padded,
+    mix_seed,
+)
 
 
 def numbered(height: int, width: int) -> dict[str, torch.Tensor]:
@@ -73,6 +80,21 @@ def test_collate_pads_right_and_bottom() -> None:
     assert batch["index"].tolist() == [7, 7]
 
 
+def test_collate_pads_votes_with_ignored_and_distributions_with_zeros() -> None:
+    samples = [
+        numbered(*size) | {"votes": torch.ones(3, *size, dtype=torch.long), "soft_label": torch.full((2, *size), 0.5)}
+        for size in ((4, 9), (6, 5))
+    ]
+    batch = collate_padded(samples)
+    assert batch["votes"].shape == (2, 3, 6, 9)
+    assert batch["soft_label"].shape == (2, 2, 6, 9)
+    padding = batch["label"] == IGNORE_INDEX
+    assert padding.sum() == 2 * 54 - 36 - 30
+    torch.testing.assert_close((batch["votes"] == IGNORE_INDEX).all(1), padding)
+    torch.testing.assert_close((batch["votes"] == 1).all(1), ~padding)
+    torch.testing.assert_close(batch["soft_label"].sum(1), (~padding).float())
+
+
 def test_every_epoch_has_an_order_of_its_own() -> None:
     sampler, orders = EpochSampler(10, seed=3), []
     for epoch in (0, 1, 0):
@@ -82,6 +104,18 @@ def test_every_epoch_has_an_order_of_its_own() -> None:
         assert sorted(key[1] for key in keys) == list(range(10))
         orders.append([key[1] for key in keys])
     assert orders[0] == orders[2] != orders[1]
+
+
+def test_an_order_goes_on_behind_the_images_a_device_has_had() -> None:
+    whole, resumed = (EpochSampler(11, seed=3, rank=1, ranks=2) for _ in range(2))
+    resumed.start_at(epoch=2, images=3)
+    for epoch, had in ((2, 3), (2, 3), (3, 0)):
+        whole.set_epoch(epoch)
+        resumed.set_epoch(epoch)
+        assert list(resumed) == list(whole)[had:]
+        assert len(resumed) == 5
+    resumed.start_at(epoch=1, images=4)
+    assert next(iter(resumed))[0] == 1  # before the loop sets it, because workers fetch ahead
 
 
 def test_devices_share_the_images() -> None:
@@ -94,11 +128,13 @@ def test_devices_share_the_images() -> None:
 
 
 def test_other_values_of_pixels_are_refused() -> None:
-    sample = numbered(6, 8) | {"votes": torch.zeros(3, 6, 8)}
-    with pytest.raises(ValueError, match=r"votes.*\(3, 6, 8\).*\(6, 8\)"):
+    sample = numbered(6, 8) | {"depth": torch.zeros(3, 6, 8)}
+    with pytest.raises(ValueError, match=r"depth.*\(3, 6, 8\).*\(6, 8\)"):
         TrainingTransform((4, 4))(sample, (0,))
-    with pytest.raises(ValueError, match="votes"):
+    with pytest.raises(ValueError, match="depth"):
         collate_padded([sample])
+    with pytest.raises(ValueError, match=r"soft_label.*\(6, 8\).*\(2, 6, 7\)"):
+        TrainingTransform((4, 4))(numbered(6, 8) | {"soft_label": torch.zeros(2, 6, 7)}, (0,))
     assert collate_padded([numbered(6, 8) | {"camera": torch.eye(3)}])["camera"].shape == (1, 3, 3)
 
 
@@ -106,7 +142,16 @@ def test_batches_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     root = draw_camvid(tmp_path)
     runs = []
     for workers in (0, 2):
-        data = CamVidData(str(root), scale=1.0, crop=(16, 16), batch_size=2, pad_multiple=1, workers=workers, seed=5)
+        data = CamVidData(
+            str(root),
+            crop=(16, 16),
+            scale_range=(0.5, 2.0),
+            photometric=PhotometricSettings(0.4, 0.4, 0.4, 0.1, blur_probability=0.5),
+            batch_size=2,
+            pad_multiple=1,
+            workers=workers,
+            seed=5,
+        )
         data.setup("fit")
         runs.append(list(data.train_dataloader()))
     for one, two in zip(*runs, strict=True):

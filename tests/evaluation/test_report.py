@@ -92,6 +92,25 @@ def test_the_scores_are_the_stored_ones(runs: list[Path]) -> None:
             assert low < high
 
 
+def test_scores_against_votes_have_rows_of_their_own(runs: list[Path], tmp_path: Path) -> None:
+    plain = made_up()
+    votes = {"mSoftDice_D_votes": 0.654, "ECE_votes": 0.0321, "KL_votes": 0.2345, "SCE_votes": 0.0567}
+    run = make_run(tmp_path / "rated", replace(plain, scores={**plain.scores, **votes}))
+    scores = section(page_of(runs[0], run), "scores")
+    rows = rows_of(scores)
+    names = list(rows)
+    first = names.index("Against all annotators' votes; above, against the label of most votes")
+    assert names[first - 1 : first + 4] == ["loss", names[first], "mSoftDiceD, votes", "ECE, votes", "KL, votes"]
+    assert [rows[name] for name in names[first : first + 4]] == [
+        [],
+        ["not measured", "65.4"],
+        ["not measured", "3.2"],
+        ["not measured", "0.2345"],
+    ]
+    assert rows["SCE, votes"] == ["not measured", "5.7"]  # behind the fold
+    assert "votes" not in text(section(page_of(runs[0]), "scores"))
+
+
 def test_the_differences_are_those_of_the_stored_scores(runs: list[Path]) -> None:
     results = [made_up(), made_up(seed=1, skill=3.0)]
     differences = section(page_of(*runs), "differences")

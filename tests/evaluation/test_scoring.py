@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from softjaccard import CrossEntropyLoss
+from softjaccard import CrossEntropyLoss, RaterLabel
 from softjaccard.data.colours import distinct_colours
 from softjaccard.data.module import SegmentationData, Split
+from softjaccard.data.votes import majority_vote
 from softjaccard.errors import InputError
 from softjaccard.evaluation import scoring
 from softjaccard.evaluation.decoding import decode
@@ -21,6 +23,8 @@ from softjaccard.evaluation.inference import InferenceSettings, predict_logits
 from softjaccard.evaluation.scoring import Scorer, TemperatureFit
 from softjaccard.evaluation.temperature import fit_temperature
 from softjaccard.metrics import (
+    CalibrationError,
+    SoftScores,
     boundary_counts,
     calibration_scores,
     calibration_sums,
@@ -62,6 +66,23 @@ class BlocksData(SegmentationData):
         return Blocks(SIZES, 100) if split == "test" else Blocks(SIZES[1:4], 200)
 
 
+class RatedBlocks(Blocks):
+    """The same images with the votes of three annotators; the last one has left out the lower half."""
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        sample = super().__getitem__(index)
+        votes = sample["label"].repeat(3, 1, 1)
+        votes[1, :, 8:] = votes[1, :, 8:].roll(3, -1)
+        votes[2] = (votes[2] + (votes[2] < 2)).where(votes[2] < 255, 255)
+        votes[2, votes.shape[1] // 2 :] = 255
+        return {**sample, "votes": votes.byte(), "label": majority_vote(votes, CLASSES, 255)}
+
+
+class RatedBlocksData(SegmentationData):
+    def dataset(self, split: Split) -> RatedBlocks:
+        return RatedBlocks(SIZES, 100)
+
+
 class Pointwise(nn.Module):
     """Logits of a pixel that depend on that pixel alone, so that padding changes none; too sure of themselves."""
 
@@ -77,8 +98,8 @@ def quiet(**settings: Any) -> Trainer:
     )  # fmt: skip
 
 
-def blocks(batch_size: int) -> BlocksData:
-    data = BlocksData(evaluation_batch_size=batch_size, pad_multiple=16)
+def blocks(batch_size: int, kind: type[SegmentationData] = BlocksData) -> SegmentationData:
+    data = kind(evaluation_batch_size=batch_size, pad_multiple=16)
     data.setup("validate")
     data.setup("test")
     return data
@@ -87,7 +108,7 @@ def blocks(batch_size: int) -> BlocksData:
 def score(batch_size: int = 3, split: Split = "test", **options: Any) -> dict[str, dict[str, Any]]:
     settings = options.pop("settings", InferenceSettings())
     options = {"decodings": ["argmax"], "temperature": 1.0, "loss": None, **options}
-    data = blocks(batch_size)
+    data = blocks(batch_size, options.pop("kind", BlocksData))
     scorer = Scorer(Pointwise(), data, split, settings, **options)
     trainer = quiet()
     (trainer.test if split == "test" else trainer.validate)(scorer, data, verbose=False)
@@ -126,6 +147,40 @@ def assert_scores(found: dict[str, float], expected: dict[str, Tensor]) -> None:
     for name, value in expected.items():
         if value.ndim == 0:
             assert found[name] == pytest.approx(value.item(), abs=1e-9), name
+
+
+def expected_of_votes(temperature: float) -> dict[str, float]:
+    options: dict[str, Any] = {"ignore_index": 255, "from_logits": True}
+    soft, calibration = SoftScores(CLASSES, **options), CalibrationError(CLASSES, **options)
+    for sample in (RatedBlocks(SIZES, 100)[index] for index in range(len(SIZES))):
+        logits = Pointwise().predict(sample["image"][None]) / temperature
+        for metric in (soft, calibration):
+            metric.update(logits, RaterLabel(sample["votes"][None].long()))
+    return {name: score.item() for name, score in (soft.compute() | calibration.compute()).items() if score.ndim == 0}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_votes_are_scored_beside_the_majority(batch_size: int, temperature: float) -> None:
+    result = score(batch_size, kind=RatedBlocksData, temperature=temperature)["argmax"]
+    found = {name: value for name, value in result["scores"].items() if "_votes" in name}
+    expected = {f"{name}_votes": value for name, value in expected_of_votes(temperature).items()}
+    if temperature != 1:
+        expected |= {f"{name}_votes_unscaled": value for name, value in expected_of_votes(1).items()}
+    by_class = {name: found.pop(name) for name in list(found) if "/" in name}
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert len(found) == (15 if temperature == 1 else 30)
+    suffixes = ("",) if temperature == 1 else ("", "_unscaled")
+    for suffix, family in product(suffixes, ("IoU", "Dice")):
+        values = [by_class.pop(f"Soft{family}_D_votes/{name}{suffix}") for name in ("ground", "disc", "ring")]
+        assert sum(values) / 3 == pytest.approx(found[f"mSoft{family}_D_votes{suffix}"])
+    assert not by_class
+    # The rest is that of the majority, and of data without votes.
+    labels = torch.cat([RatedBlocks(SIZES, 100)[index]["label"].flatten() for index in range(len(SIZES))])
+    assert result["counts"][..., [0, 2]].sum() == (labels != 255).sum()
+    assert found["ECE_votes"] != pytest.approx(result["scores"]["ECE"], abs=1e-3)
+    plain = score(batch_size, temperature=temperature)["argmax"]["scores"]
+    assert {name for name in result["scores"] if "_votes" not in name} == plain.keys()
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

@@ -27,21 +27,6 @@ SIZES = (
 )
 
 
-def axis_matrix(source: int, target: int, align_corners: bool) -> np.ndarray:
-    """The weights (target, source) of linear interpolation along one axis, from its definition."""
-    matrix = np.zeros((target, source))
-    for i in range(target):
-        if align_corners:
-            x = i * (source - 1) / (target - 1) if target > 1 else 0.0
-        else:
-            x = max((i + 0.5) * source / target - 0.5, 0.0)
-        low = min(int(np.floor(x + 1e-12)), source - 1)
-        high = min(low + 1, source - 1)
-        matrix[i, low] += 1 - (x - low)
-        matrix[i, high] += x - low
-    return matrix
-
-
 def low_case(
     kind: str, source: tuple[int, int], target: tuple[int, int], teacher: tuple[int, int] | None = None, **options: Any
 ) -> oracle.Case:
@@ -82,7 +67,7 @@ def test_statistics_and_gradient_are_the_oracles(
     small_tiles: None,
 ) -> None:
     case = low_case("smoothed_where", source, target, mask="weights", temperature=0.7)
-    rows, columns = (axis_matrix(*sizes, align_corners) for sizes in zip(source, target, strict=True))
+    rows, columns = (oracle.axis_matrix(*sizes, align_corners) for sizes in zip(source, target, strict=True))
     full = torch.from_numpy(np.einsum("ih,jw,bchw->bcij", rows, columns, oracle.array(case.logits)))
     pixels = dataclasses.replace(case, logits=full).pixels()
     statistics = case.statistics(backend=backend, upsample="bilinear", align_corners=align_corners, gradient=gradient)

@@ -21,7 +21,7 @@ TINY = [
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on drawn scenes of 40 x 40 pixels with five classes; to be copied by those who change it."""
     output = tmp_path_factory.mktemp("runs") / "tiny"
-    assert main(["fit", "--config", "scenes.yaml", "--output", str(output), *TINY]) == 0
+    assert main(["fit", "--recipe", "scenes", "--output", str(output), *TINY]) == 0
     for path in (output / "checkpoints").iterdir():
         state = torch.load(path, weights_only=True)
         # After four steps all classes are nearly as probable as each other, whatever the image.

@@ -10,6 +10,7 @@ import softjaccard
 from drawn_camvid import draw_camvid
 from softjaccard import cli
 from softjaccard.cli import main
+from softjaccard.training import recipes
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
         (["--version"], [softjaccard.__version__]),
         (["--help"], ["demo", "fit", "test", "predict"]),
-        (["fit", "--help"], ["camvid.yaml", "--model.loss softjaccard.CrossEntropyLoss", "--resume"]),
+        (["fit", "--help"], ["--recipe", "--model.loss softjaccard.CrossEntropyLoss", "--resume"]),
         (["test", "--help"], ["RUN", "best"]),
     ):
         with pytest.raises(SystemExit) as caught:
@@ -40,7 +41,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_all_settings_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["fit", "--config", "camvid.yaml", "--print_config"])
+        main(["fit", "--recipe", "camvid", "--print_config"])
     assert caught.value.code == 0
     output = capsys.readouterr().out
     assert all(words in output for words in ("learning_rate: 0.0005", "gradient: exact", "max_epochs: 12"))
@@ -68,7 +69,7 @@ def test_all_settings_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None
         (["--data.root=ROOT", "--trainer.max_epoch=3"], ["--trainer.max_epoch"]),
         (["--data.root=ROOT", "--trainer.accelerator=abacus"], ["trainer", "abacus"]),
         (["--data.root=ROOT", "--nonsense=3"], ["--nonsense"]),
-        (["--config=other.yaml"], ["other.yaml", "camvid.yaml"]),
+        (["--config=other.yaml"], ["other.yaml", "--recipe"]),
         (["--config=FILE"], ["modell"]),
         (["--resume"], ["no run to resume"]),
     ],
@@ -79,7 +80,7 @@ def test_errors_of_fit(
     config = tmp_path / "file.yaml"
     config.write_text(f"modell: 3\ndata:\n  init_args:\n    root: {root}\n")
     settings = [setting.replace("ROOT", str(root)).replace("FILE", str(config)) for setting in settings]
-    assert_one_line(["fit", "--config", "camvid.yaml", "--output", "run", *settings], words, capsys)
+    assert_one_line(["fit", "--recipe", "camvid", "--output", "run", *settings], words, capsys)
     assert not Path("run").exists() or "num_classes is 3" in words
 
 
@@ -88,9 +89,12 @@ def test_errors_of_fit(
     [
         ([], ["COMMAND"]),
         (["train"], ["train", "fit"]),
-        (["fit"], ["--config", "camvid.yaml"]),
+        (["fit"], ["--recipe", "softjaccard recipes"]),
+        (["fit", "--recipe", "camvit"], ["'camvit'", "camvid"]),
+        (["fit", "--recipe", "hard"], ["hard", "data", "camvid", "scenes"]),
+        (["fit", "--recipe", "camvid+scenes"], ["camvid", "scenes", "choose one"]),
         (["fit", "--config"], ["--config"]),
-        (["fit", "--config", "camvid.yaml", "--data.root", "x", "--output"], ["--output"]),
+        (["fit", "--recipe", "camvid", "--data.root", "x", "--output"], ["--output"]),
         (["test"], ["RUN"]),
         (["test", "nowhere"], ["no run in nowhere"]),
         (["demo", "--nonsense"], ["--nonsense"]),
@@ -127,7 +131,7 @@ def test_a_damaged_image_is_named_from_a_worker_too(tmp_path: Path, capsys: pyte
     broken.write_bytes(b"not an image")
     settings = ["--model.architecture=unet", "--model.encoder=tu-test_resnet", "--data.batch_size=2"]
     settings += ["--data.pad_multiple=32", "--data.workers=1", "--trainer.num_sanity_val_steps=0"]
-    code = main(["fit", "--config", "camvid.yaml", "--data.root", str(root), *settings, "--output", "run"])
+    code = main(["fit", "--recipe", "camvid", "--data.root", str(root), *settings, "--output", "run"])
     assert code == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith(f"softjaccard fit: {broken} cannot be read")
@@ -137,6 +141,6 @@ def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def bug(*_: object) -> None:
         raise KeyError("bug")
 
-    monkeypatch.setattr(cli, "_find_config", bug)
+    monkeypatch.setattr(recipes, "load_recipe", bug)
     with pytest.raises(KeyError, match="bug"):
-        main(["fit", "--config", "camvid.yaml"])
+        main(["fit", "--recipe", "camvid"])

@@ -33,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fit(root: Path, output: Path, *settings: str) -> int:
-    return main(["fit", "--config", "camvid.yaml", "--data.root", str(root), "--output", str(output), *settings])
+    return main(["fit", "--recipe", "camvid", "--data.root", str(root), "--output", str(output), *settings])
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_logs_have_a_line_for_each_epoch(root: Path, tmp_path: Path, capsys: pyt
 @pytest.mark.slow
 def test_two_devices(root: Path, tmp_path: Path) -> None:
     settings = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=1"]
-    arguments = ["fit", "--config", "camvid.yaml", f"--data.root={root}", "--output", "run", *TINY, *settings]
+    arguments = ["fit", "--recipe", "camvid", f"--data.root={root}", "--output", "run", *TINY, *settings]
     script = tmp_path / "command.py"
     script.write_text("import sys\nfrom softjaccard.cli import main\nsys.exit(main())\n")
     command = [sys.executable, str(script), *arguments]
@@ -183,6 +183,14 @@ def test_two_devices(root: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "config.yaml").is_file()
     with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
         assert [bool(row["val/mIoU_D"]) for row in csv.DictReader(file)] == [True]
+    command = [*command, "--resume", "--checkpoint_every=1", "--trainer.max_epochs=3"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Going on from step 1.") == 1
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (last["epoch"], last["global_step"]) == (2, 3)
+    first, second = (generators["torch"] for generators in last["generators"])
+    assert not torch.equal(first, second)
 
 
 def test_the_recipe_trains_with_each_kind_of_loss(root: Path, tmp_path: Path) -> None:

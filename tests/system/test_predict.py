@@ -37,7 +37,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--model.architecture=unet", "--data.pad_multiple=32",
         "--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1",
     ]  # fmt: skip
-    assert main(["fit", "--config", "camvid.yaml", "--output", str(folder / "run"), *settings]) == 0
+    assert main(["fit", "--recipe", "camvid", "--output", str(folder / "run"), *settings]) == 0
     for path in (folder / "run" / "checkpoints").iterdir():
         state = torch.load(path, weights_only=True)
         # After two steps all classes are nearly as probable as each other, whatever the image.

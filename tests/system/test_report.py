@@ -115,7 +115,7 @@ def test_a_report_of_one_and_of_two_runs(run: Path, tmp_path: Path, capsys: pyte
 def test_the_recipe_trains(tmp_path: Path) -> None:
     limits = ["--data.training=12", "--trainer.max_steps=1", "--trainer.limit_val_batches=1"]
     quick = ["--trainer.num_sanity_val_steps=0", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
-    assert main(["fit", "--config", "scenes.yaml", "--output", str(tmp_path / "run"), *limits, *quick]) == 0
+    assert main(["fit", "--recipe", "scenes", "--output", str(tmp_path / "run"), *limits, *quick]) == 0
     assert (tmp_path / "run" / "checkpoints" / "best.ckpt").is_file()
 
 

@@ -18,7 +18,8 @@ from softjaccard.evaluation.decoding import decode
 from softjaccard.evaluation.inference import InferenceSettings, predict_logits
 from softjaccard.evaluation.results import EvaluationResult
 from softjaccard.evaluation.temperature import fit_temperature
-from softjaccard.metrics import CalibrationError, FineGrainedIoU
+from softjaccard.labels import RaterLabel
+from softjaccard.metrics import CalibrationError, FineGrainedIoU, SoftScores
 from softjaccard.training.run import load_run_network
 
 OPTIONS = ["--window", "24", "32", "--overlap", "0.25", "--scales", "0.75", "1", "--flip"]
@@ -117,6 +118,35 @@ def test_the_validation_images(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["report", str(run), "--split", "val", "--output", str(run / "report.html")]) == 0
 
 
+def test_votes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = score_run(run, "--data.raters", "4", "--temperature", "3")
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line}
+    network = load_run_network(run).network
+    scenes = ScenesData(size=40, training=8, validation=2, test=5, raters=4).dataset("test")
+    for temperature, suffix in ((3.0, ""), (1.0, "_unscaled")):
+        soft, calibration = SoftScores(5, from_logits=True), CalibrationError(5, from_logits=True)
+        for scene in scenes:
+            votes = scene["votes"].long()[None]
+            label = RaterLabel(torch.where(votes == 255, -100, votes))
+            logits = predict_logits(network, scene["image"][None]) / temperature
+            for metric in (soft, calibration):
+                metric.update(logits, label)
+        for name, score in (soft.compute() | calibration.compute()).items():
+            if score.ndim == 0:
+                assert record["scores"][f"{name}_votes{suffix}"] == pytest.approx(score.item(), abs=1e-4), name
+    for name in ("mSoftIoU_D", "mSoftDice_I", "TV", "ECE", "Brier", "KL"):
+        found = [f"{record['scores'][f'{name}_votes{suffix}']:.4f}" for suffix in ("_unscaled", "")]
+        assert lines[f"{name}_votes"] == found
+    majority = FineGrainedIoU(5, ignore_index=255)
+    for scene in scenes:
+        majority.update(predict_logits(network, scene["image"][None]), scene["label"][None])
+    assert record["scores"]["mIoU_D"] == pytest.approx(majority.compute()["mIoU_D"].item())
+    page = run / "report.html"
+    assert main(["report", str(run), "--output", str(page)]) == 0
+    assert "Against all annotators' votes" in page.read_text()
+    assert not any("_votes" in name for name in score_run(run)["scores"])
+
+
 def test_absent_classes_are_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (run / "checkpoints").iterdir():
         state = torch.load(path, weights_only=True)
@@ -168,7 +198,7 @@ def test_bad_options_are_one_line(
 
 @pytest.mark.slow
 def test_two_devices_find_what_one_finds(run: Path, tmp_path: Path) -> None:
-    options = ["--decoding", "argmax", "rankseg-iou", "--temperature", "fit"]
+    options = ["--decoding", "argmax", "rankseg-iou", "--temperature", "fit", "--data.raters", "3"]
     score_run(run, *options)
     names = ("test", "test-rankseg-iou")
     alone = [EvaluationResult.load(run / "evaluation" / name) for name in names]

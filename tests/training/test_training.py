@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import csv
+from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from torch.nn.functional import interpolate
+from torchvision import tv_tensors
 
 import softjaccard
 from drawn_camvid import draw_camvid
 from softjaccard.data.camvid import CamVidData
+from softjaccard.data.module import Batch
 from softjaccard.errors import InputError
 from softjaccard.metrics import CalibrationError, FineGrainedIoU
+from softjaccard.models import NetworkOutput
 from softjaccard.training import OptimiserSettings, SupervisedSegmentation
 from softjaccard.training.checkpoints import CheckpointFiles, load_checkpoint
 from softjaccard.training.optimisation import build_optimiser, build_schedule
@@ -25,7 +30,9 @@ from softjaccard.training.reporting import CSVFile
 
 def module(num_classes: int = 11, *, architecture: str = "unet", **settings: Any) -> SupervisedSegmentation:
     loss = softjaccard.CompoundLoss(softjaccard.JaccardLoss())
-    return SupervisedSegmentation(loss, num_classes, architecture=architecture, encoder="tu-test_resnet", **settings)
+    return SupervisedSegmentation(
+        loss, num_classes=num_classes, architecture=architecture, encoder="tu-test_resnet", **settings
+    )
 
 
 def quiet(**settings: Any) -> Trainer:
@@ -131,12 +138,13 @@ def test_data_with_other_classes_are_refused(data: CamVidData) -> None:
 def test_the_running_score_is_that_of_the_epochs_images_so_far(data: CamVidData, architecture: str) -> None:
     model, metric, seen = module(architecture=architecture), FineGrainedIoU(11), {}
     own_loss = softjaccard.CompoundLoss(softjaccard.JaccardLoss())
-    plain_loss = model._loss
+    plain_loss = model.training_loss
 
-    def noted(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        full = interpolate(logits.detach(), label.shape[-2:], mode="bilinear")
+    def noted(output: NetworkOutput, batch: Batch) -> torch.Tensor:
+        label = batch["label"]
+        full = interpolate(output.logits.detach(), label.shape[-2:], mode="bilinear")
         metric.update(full, label)
-        loss = plain_loss(logits, label)
+        loss = plain_loss(output, batch)
         torch.testing.assert_close(loss, own_loss(full, label))
         return loss
 
@@ -144,7 +152,7 @@ def test_the_running_score_is_that_of_the_epochs_images_so_far(data: CamVidData,
         score = model.trainer.callback_metrics.get("train/mIoU_D")
         seen[model.global_step] = (score is not None, score is None or score == metric.compute()["mIoU_D"].float())
 
-    model._loss, model.on_train_batch_end = noted, compare  # type: ignore[method-assign]
+    model.training_loss, model.on_train_batch_end = noted, compare  # type: ignore[method-assign]
     model.on_train_epoch_end = metric.reset  # type: ignore[method-assign]
     data.batch_size, data.crop = 1, (64, 64)
     quiet(max_epochs=2, limit_val_batches=0, log_every_n_steps=3).fit(model, data)
@@ -155,7 +163,10 @@ def test_the_running_score_is_that_of_the_epochs_images_so_far(data: CamVidData,
 
 def test_errors_of_the_loss_are_the_users(data: CamVidData) -> None:
     model = SupervisedSegmentation(
-        softjaccard.CrossEntropyLoss(class_weight=[1.0, 2.0]), 11, architecture="unet", encoder="tu-test_resnet"
+        softjaccard.CrossEntropyLoss(class_weight=[1.0, 2.0]),
+        num_classes=11,
+        architecture="unet",
+        encoder="tu-test_resnet",
     )
     with pytest.raises(InputError, match=r"model\.loss: class_weight.*11"):
         quiet().validate(model, data, verbose=False)
@@ -176,8 +187,7 @@ def test_an_output_that_is_not_finite_stops_the_training(data: CamVidData) -> No
 
 
 def test_an_infinite_loss_stops_the_training(data: CamVidData) -> None:
-    model = module()
-    model.loss = Infinite()
+    model = SupervisedSegmentation(Infinite(), num_classes=11, architecture="unet", encoder="tu-test_resnet")
     with pytest.raises(InputError, match=r"inf at step 1.*learning_rate"):
         quiet(max_epochs=1, num_sanity_val_steps=0, limit_val_batches=0).fit(model, data)
 
@@ -204,8 +214,10 @@ def test_checkpoints_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_checkpoints_with_more_than_plain_data_are_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "extra": torch.nn.Linear(1, 1)}, tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match=r"a\.ckpt holds torch\.nn\.modules\.linear\.Linear; expected.*plain data"):
+        load_checkpoint(tmp_path / "a.ckpt")
     contents = (
-        ("a.ckpt", {"state_dict": {}, "extra": torch.nn.Linear(1, 1)}),
         ("b.ckpt", {"epoch": 1}),
         ("d.ckpt", {"state_dict": {}}),
     )
@@ -219,6 +231,33 @@ def test_checkpoints_with_more_than_plain_data_are_refused(tmp_path: Path) -> No
             load_checkpoint(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ({"best": {"score": np.float64(0.5)}}, r"\['best'\]\['score'\] is of the class numpy\.float64"),
+        ({"callbacks": [1, (2, torch.device("cpu"))]}, r"\['callbacks'\]\[1\]\[1\] is of the class torch\.device"),
+        ({"hparams": {"loss": torch.nn.Linear(1, 1)}}, r"\['hparams'\]\['loss'\] is of the class torch"),
+        ({"scores": {Path("a"): 1.0}}, r"\['scores'\].*\(the key\) is of the class pathlib"),
+        ({"image": tv_tensors.Image(torch.zeros(3, 2, 2))}, r"\['image'\] is of the class torchvision"),
+    ],
+)  # fmt: skip
+def test_checkpoints_with_more_than_plain_data_are_not_written(tmp_path: Path, content: Any, named: str) -> None:
+    path = tmp_path / "last.ckpt"
+    with pytest.raises(InputError, match=f"checkpoint{named}"):
+        CheckpointFiles().save_checkpoint(content, path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_plain_data_of_all_kinds_are_written_and_loaded(tmp_path: Path) -> None:
+    parts = [None, True, 1, 0.5, "a", b"b", (1, [2]), {"c": {3: torch.nn.Parameter(torch.ones(2))}}, OrderedDict(d=4)]
+    content = {"state_dict": {}, "epoch": 0, "global_step": 0, "parts": parts}
+    CheckpointFiles().save_checkpoint(content, tmp_path / "last.ckpt")
+    loaded = load_checkpoint(tmp_path / "last.ckpt")["parts"]
+    assert loaded[:7] == parts[:7]
+    assert loaded[8] == parts[8]
+    assert torch.equal(loaded[7]["c"][3], torch.ones(2))
+
+
 def test_csv_goes_on_where_a_run_was_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "run" / "metrics.csv"
     first = CSVFile(path)
@@ -226,13 +265,13 @@ def test_csv_goes_on_where_a_run_was_cut_off(tmp_path: Path) -> None:
         first.log_metrics({"train/loss": loss, "epoch": step // 10}, step)
     first.save()
     assert not path.exists()  # Lightning asks for it after each row
-    first.after_save_checkpoint(None)  # type: ignore[arg-type]
-    resumed = CSVFile(path)  # from a checkpoint after step 9
+    first.write()
+    resumed = CSVFile(path, 10)
     resumed.log_metrics({"val/mIoU_D": 0.4, "epoch": 0}, 9)
-    resumed.log_metrics({"train/loss": 0.75, "epoch": 1}, 14)
+    resumed.log_metrics({"train/loss": 0.75, "epoch": 1}, 13)
     resumed.finalize("success")
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["step"] for row in rows] == ["4", "9", "14"]
+    assert [row["step"] for row in rows] == ["4", "9", "13"]
     assert [row["train/loss"] for row in rows] == ["0.9", "0.8", "0.75"]
     assert [row["val/mIoU_D"] for row in rows] == ["", "0.4", ""]

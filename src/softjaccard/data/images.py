@@ -35,6 +35,30 @@ def open_image(path: Path) -> Image.Image:
     return image
 
 
+def open_picture(path: Path) -> Image.Image:
+    """Open a picture the way up that viewers show it (EXIF orientation).
+
+    Raises:
+        InputError: If the file is missing, damaged, no image, has several frames, or pixels of 32 bits (integers or
+            floats, whose range is unknown).
+    """
+    image = open_image(path)
+    refuse_frames(image, path)
+    # Older versions of Pillow open 16-bit PNGs as "I".
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        raise InputError(f"{path} has 32-bit pixels (mode {image.mode}); expected 8 or 16 bits for each channel.")
+    with _damage_of(path):
+        return ImageOps.exif_transpose(image)
+
+
+def refuse_frames(image: Image.Image, path: Path) -> None:
+    """Raise InputError if an image file holds several."""
+    # A camera's JPEG may hold smaller versions of itself ("MPO").
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise InputError(f"{path} has {frames} frames; expected a single image.")
+
+
 def read_image(path: Path) -> Tensor:
     """Read a picture as a network takes it, the way up that viewers show it (EXIF orientation).
 
@@ -44,20 +68,26 @@ def read_image(path: Path) -> Tensor:
         Float32 (3, H, W) in [0, 1].
 
     Raises:
-        InputError: If the file is missing, damaged, no image, has several frames, or pixels of another kind (32-bit
-            integers or floats, whose range is unknown).
+        InputError: As `open_picture`.
     """
-    image = open_image(path)
-    with _damage_of(path):
-        # A camera's JPEG may hold smaller versions of itself ("MPO").
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-        upright = ImageOps.exif_transpose(image)
-    if frames > 1:
-        raise InputError(f"{path} has {frames} frames; expected a single image.")
-    # Older versions of Pillow open 16-bit PNGs as "I".
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        grey = torch.from_numpy(np.asarray(upright).astype(np.float32) / 65535)
+    image = open_picture(path)
+    if _is_wide(image):
+        grey = torch.from_numpy(np.asarray(image).astype(np.float32) / 65535)
         return grey.expand(3, -1, -1).contiguous()
-    if image.mode in ("I", "F"):
-        raise InputError(f"{path} has 32-bit pixels (mode {image.mode}); expected 8 or 16 bits for each channel.")
-    return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1).contiguous().float() / 255
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous().float() / 255
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """Read a picture in 8 bits for each of three colours: as `read_image`, but 16-bit values are rounded.
+
+    Raises:
+        InputError: As `open_picture`.
+    """
+    image = open_picture(path)
+    if _is_wide(image):
+        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _is_wide(image: Image.Image) -> bool:
+    return image.mode == "I" or image.mode.startswith("I;16")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from softjaccard.data.transforms import IGNORE_INDEX, TrainingTransform, collate_padded, mix_seed
+from softjaccard.data.transforms import IGNORE_INDEX, PhotometricSettings, TrainingTransform, collate_padded, mix_seed
 from softjaccard.errors import InputError
 
 Batch = dict[str, Tensor]
@@ -41,12 +41,19 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
     def __init__(self, length: int, seed: int, *, rank: int = 0, ranks: int = 1) -> None:
         """See the class."""
         super().__init__(range(length), num_replicas=ranks, rank=rank, seed=seed, drop_last=True)  # type: ignore[arg-type]
+        self._first_epoch, self._had = 0, 0
+
+    def start_at(self, epoch: int, images: int) -> None:
+        """Begin with an epoch of which this device has had so many images already."""
+        self._first_epoch, self._had = epoch, images
+        self.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Go through this device's images once."""
+        """Go through this device's images once, without those it has had."""
         generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
         order = torch.randperm(len(self.dataset), generator=generator).tolist()  # type: ignore[arg-type]
-        for index in order[self.rank : self.total_size : self.num_replicas]:
+        had = self._had if self.epoch == self._first_epoch else 0
+        for index in order[self.rank : self.total_size : self.num_replicas][had:]:
             yield self.epoch, index
 
 
@@ -97,8 +104,10 @@ class _EvaluationImages(Dataset[Batch]):
 
 def _with_common_ignore(dataset: SegmentationDataset, index: int) -> Batch:
     sample = dataset[index]
-    label = sample["label"]
-    return {**sample, "label": label.masked_fill(label == dataset.ignore_index, IGNORE_INDEX)}
+    ids = {name: sample[name].long() for name in ("label", "votes") if name in sample}
+    return sample | {
+        name: value.masked_fill(value == dataset.ignore_index, IGNORE_INDEX) for name, value in ids.items()
+    }
 
 
 class SegmentationData(LightningDataModule, ABC):
@@ -107,14 +116,17 @@ class SegmentationData(LightningDataModule, ABC):
     A batch is a dictionary of plain tensors: `image` float32 (B, 3, H, W) in [0, 1]; `label` int64 (B, H, W) with -100
     where nothing counts, whatever id the files use; and what else the data set gives. Validation and test batches have
     `index`, int64 (B,), the positions in the split, and `size`, int64 (B, 2), the images' heights and widths without
-    padding. Training images are shuffled, flipped and cropped, all as a function of (seed, epoch, image); an incomplete
-    last batch is left out. Validation and test images come whole. All are padded to `pad_multiple`.
+    padding. Training images are shuffled and augmented as a function of (seed, epoch, image), see
+    :class:`~softjaccard.data.transforms.TrainingTransform`; an incomplete last batch is left out. Validation and test
+    images come whole. All are padded to `pad_multiple`.
 
     Args:
         batch_size: Images in a training batch.
         evaluation_batch_size: Images in a validation or test batch.
-        crop: Height and width of the training crops.
+        crop: Height and width of the training crops; None takes whole images.
+        scale_range: Least and largest random factor on a training image's height and width.
         flip: Probability of mirroring a training image.
+        photometric: Random changes of a training image's colours and sharpness; None makes none.
         pad_multiple: Batches are padded to a height and width that are multiples of this, the encoder's stride.
         workers: Processes that read images; 0 reads in the main process.
         seed: Of order and augmentation.
@@ -128,8 +140,10 @@ class SegmentationData(LightningDataModule, ABC):
         *,
         batch_size: int = 8,
         evaluation_batch_size: int = 8,
-        crop: tuple[int, int] = (512, 512),
+        crop: tuple[int, int] | None = (512, 512),
+        scale_range: tuple[float, float] = (1.0, 1.0),
         flip: float = 0.5,
+        photometric: PhotometricSettings | None = None,
         pad_multiple: int = 32,
         workers: int = 0,
         seed: int = 0,
@@ -139,19 +153,18 @@ class SegmentationData(LightningDataModule, ABC):
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("evaluation_batch_size", evaluation_batch_size, 1),
-            ("crop", min(crop), 1),
             ("pad_multiple", pad_multiple, 1),
             ("workers", workers, 0),
             ("seed", seed, 0),
         ):
             if value < least:
                 raise InputError(f"{name} is {value}, but must be at least {least}.")
-        if not 0 <= flip <= 1:
-            raise InputError(f"flip is {flip}, but must be a probability.")
         self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
-        self.crop, self.flip, self.pad_multiple = crop, flip, pad_multiple
-        self.workers, self.seed = workers, seed
+        self.crop, self.scale_range, self.flip, self.photometric = crop, scale_range, flip, photometric
+        self.pad_multiple, self.workers, self.seed = pad_multiple, workers, seed
+        self.training_transform()  # raises where a setting of the augmentation is wrong
         self.datasets: dict[str, SegmentationDataset] = {}
+        self._reached = {"epoch": 0, "batches": 0}
 
     @abstractmethod
     def dataset(self, split: Split) -> SegmentationDataset:
@@ -164,17 +177,28 @@ class SegmentationData(LightningDataModule, ABC):
             if split not in self.datasets:
                 self.datasets[split] = self.dataset(split)
 
+    def training_transform(self, num_classes: int | None = None) -> TrainingTransform:
+        """Return the augmentation of the training images; scaled votes need the number of classes."""
+        return TrainingTransform(
+            self.crop,
+            scale_range=self.scale_range,
+            flip=self.flip,
+            photometric=self.photometric,
+            num_classes=num_classes,
+        )
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return shuffled, augmented batches."""
         dataset = self.datasets["train"]
         sampler = EpochSampler(len(dataset), self.seed, **self._place())
+        sampler.start_at(self._reached["epoch"], self._reached["batches"] * self.batch_size)
         if len(sampler) < self.batch_size:
             raise InputError(
                 f"The training split has {len(sampler)} images for each device, fewer than batch_size "
                 f"{self.batch_size}."
             )
         return self._loader(
-            _TrainingImages(dataset, TrainingTransform(self.crop, flip=self.flip), self.seed),
+            _TrainingImages(dataset, self.training_transform(dataset.num_classes), self.seed),
             batch_size=self.batch_size,
             sampler=sampler,
             drop_last=True,
@@ -187,6 +211,17 @@ class SegmentationData(LightningDataModule, ABC):
     def test_dataloader(self) -> DataLoader[Batch]:
         """Return the test images in order."""
         return self._evaluation_loader("test")
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how far training has come: the epoch, and the batches that each device has had of it."""
+        loop: Any = self.trainer.fit_loop  # type: ignore[union-attr]
+        epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current
+        within = epochs.started > epochs.processed
+        return {"epoch": epochs.processed, "batches": batches.completed if within else 0}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Let training go on there; called before its loader is made."""
+        self._reached = state_dict
 
     def evaluation_batch(self, split: Split, indices: Sequence[int]) -> Batch:
         """Return some of the images of a split as a batch."""
@@ -213,5 +248,7 @@ class SegmentationData(LightningDataModule, ABC):
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             collate_fn=partial(collate_padded, multiple=self.pad_multiple),
+            # Each start of a loader draws a seed, not from the global generator: a resumed run has more starts.
+            generator=torch.Generator().manual_seed(self.seed),
             **settings,
         )

@@ -22,8 +22,8 @@ from softjaccard.evaluation.decoding import decode
 from softjaccard.evaluation.inference import InferenceSettings, predict_logits
 from softjaccard.evaluation.results import Picture, image_scores
 from softjaccard.evaluation.temperature import Temperature, fit_temperature
-from softjaccard.labels import LabelLike
-from softjaccard.metrics import BoundaryIoU, CalibrationError, CalibrationSums, FineGrainedIoU
+from softjaccard.labels import LabelLike, RaterLabel
+from softjaccard.metrics import BoundaryIoU, CalibrationError, CalibrationSums, FineGrainedIoU, SoftScores
 from softjaccard.metrics.calibration import in_bins
 
 _BINS = 10
@@ -110,6 +110,9 @@ class _Pixels(Metric):
 class Scorer(_Inference):
     """Scores the images of a split; the tables of all devices are gathered at the end.
 
+    Where images have the votes of several annotators, probabilities are also scored against their distribution; all
+    else is about the label, which is that of most votes.
+
     The worst images then go through the network once more, on the first device, for their pictures.
 
     Args:
@@ -139,6 +142,8 @@ class Scorer(_Inference):
         self.mean_loss = MeanMetric()
         self.calibration = _Calibration(self.num_classes)
         self.unscaled = CalibrationError(self.num_classes, _BINS, from_logits=True)
+        self.has_votes = False
+        self.votes, self.unscaled_votes = _VoteScores(self.num_classes), _VoteScores(self.num_classes)
         self.decoded = {name: _ClassTables(self.num_classes) for name in decodings}
         for name, tables in self.decoded.items():
             self.add_module(name, tables)  # so that they go to the device
@@ -151,15 +156,23 @@ class Scorer(_Inference):
         if self.loss is not None:
             with users_error("model.loss"):
                 self.mean_loss.update(self.loss(logits, batch["label"]), len(logits))
+        # The same for all images, so that every device takes part in gathering these scores.
+        self.has_votes = "votes" in batch
+        parts = [batch[name] for name in ("label", "index", "votes") if name in batch]
         with users_error(self.split):
-            for part in zip(logits, batch["label"], batch["index"], batch["size"].tolist(), strict=True):
+            for part in zip(batch["size"].tolist(), logits, *parts, strict=True):
                 self._add_image(*part)
 
     def on_test_epoch_end(self) -> None:
         """Gather scores and tables, and draw the worst images."""
         scores = self.calibration.compute()
+        if self.has_votes:
+            scores |= self.votes.scores(self.dataset.classes)
         if self.temperature != 1:
-            scores |= {f"{name}_unscaled": score for name, score in self.unscaled.compute().items()}
+            unscaled = self.unscaled.compute()
+            if self.has_votes:
+                unscaled |= self.unscaled_votes.scores(self.dataset.classes)
+            scores |= {f"{name}_unscaled": score for name, score in unscaled.items()}
         if self.loss is not None:
             scores["loss"] = self.mean_loss.compute()
         shared = self.calibration.tables()
@@ -186,15 +199,23 @@ class Scorer(_Inference):
     validation_step = test_step
     on_validation_epoch_end = on_test_epoch_end
 
-    def _add_image(self, logits: Tensor, label: Tensor, index: Tensor, size: Sequence[int]) -> None:
+    def _add_image(
+        self, size: Sequence[int], logits: Tensor, label: Tensor, index: Tensor, votes: Tensor | None = None
+    ) -> None:
         """Add an image without its padding, which would have a say in decodings and in where boundaries are."""
+        ids = index[None]
         logits, label = _cut(size, logits[None], label[None])
+        scaled = logits if self.temperature == 1 else logits / self.temperature
+        if votes is not None:
+            (votes,) = _cut(size, votes[None])
+            self.votes.update(scaled, votes, ids)
         if self.temperature != 1:
             self.unscaled.update(logits, label)
-            logits = logits / self.temperature
-        self.calibration.update(logits, label, ids=index[None])
+            if votes is not None:
+                self.unscaled_votes.update(logits, votes, ids)
+        self.calibration.update(scaled, label, ids=ids)
         for decoding, tables in self.decoded.items():
-            tables.update(decode(logits, decoding), label, index[None])
+            tables.update(decode(scaled, decoding), label, ids)
 
     def _add_pictures(self, ids: Sequence[int]) -> None:
         """Draw the worst images; the id of a row is its place in the split."""
@@ -242,6 +263,30 @@ class _ClassTables(nn.Module):
         with self.iou.sync_context():
             counts, _ = self.iou.table()
         return {"counts": counts.cpu(), "confusion": self.confusion.compute().cpu()}
+
+
+class _VoteScores(nn.Module):
+    """Scores of probabilities against the distribution of votes."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.soft = SoftScores(num_classes, from_logits=True)
+        self.calibration = CalibrationError(num_classes, _BINS, from_logits=True)
+
+    def update(self, logits: Tensor, votes: Tensor, ids: Tensor) -> None:
+        """Add a batch."""
+        label = RaterLabel(votes)
+        self.soft.update(logits, label, image_ids=ids)
+        self.calibration.update(logits, label)
+
+    def scores(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return the scores of all devices' images, with those of each class that is voted for or predicted."""
+        soft = self.soft.compute()
+        scores = {f"{name}_votes": score for name, score in (soft | self.calibration.compute()).items()}
+        for score in ("SoftIoU_D", "SoftDice_D"):
+            by_class = zip(names, soft[score], soft["active_D"], strict=True)
+            scores |= {f"{score}_votes/{name}": value for name, value, active in by_class if active}
+        return scores
 
 
 class _Calibration(CalibrationError):  # noqa: N818 (no exception)

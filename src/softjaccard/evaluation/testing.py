@@ -24,6 +24,7 @@ from softjaccard.files import write_text
 
 _PRINTED = ("mIoU_D", "mIoU_I", "mIoU_C", "mIoU_I_worst5", "mIoU_C_worst5", "mDice_D", "Acc")
 _PRINTED_OF_PROBABILITIES = ("ECE", "SCE", "Brier", "NLL")
+_PRINTED_OF_VOTES = ("mSoftIoU_D", "mSoftDice_D", "mSoftDice_I", "TV", "ECE", "Brier", "NLL", "KL")
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,12 @@ def _summary(results: Mapping[str, EvaluationResult], fitted: Temperature | None
             lines.append(f"Neither labelled nor predicted{by}, and left out of the means: {', '.join(absent)}.")
     temperature = main.settings["temperature"]
     suffixes = {1.0: "_unscaled", temperature: ""}  # one column where these are the same
+    of_votes = [f"{name}_votes" for name in _PRINTED_OF_VOTES]
+    of_votes += [f"SoftDice_D_votes/{name}" for name in main.classes]
     rows = {
-        name: [main.scores[f"{name}{suffix}"] for suffix in suffixes.values()] for name in _PRINTED_OF_PROBABILITIES
+        name: [main.scores.get(f"{name}{suffix}") for suffix in suffixes.values()]
+        for name in (*_PRINTED_OF_PROBABILITIES, *of_votes)
+        if name in main.scores
     }
     if "loss" in main.scores:
         rows["loss"] = [main.scores["loss"]]

@@ -46,7 +46,7 @@ class Score:
         Raises:
             ValueError: There is none, or an option is unknown.
         """
-        _check_classes(classes, binary, num_classes)
+        check_classes(classes, binary, num_classes)
         if name == "Acc":
             return cls(name, "Acc", "dataset")
         found = _NAME.fullmatch(name)
@@ -111,16 +111,21 @@ def active_classes(counts: Tensor, classes: ActiveRule | Sequence[int]) -> Tenso
     """Which class of which row of counts ``(..., C, 3)`` the rule takes; none where no pixel counts."""
     hits, false_positive, false_negative = counts.unbind(-1)
     present, predicted = hits + false_negative > 0, hits + false_positive > 0
+    return choose_classes(present, predicted, present.any(-1, keepdim=True), classes)
+
+
+def choose_classes(present: Tensor, predicted: Tensor, counted: Tensor, classes: ActiveRule | Sequence[int]) -> Tensor:
+    """Which class of which row the rule takes, boolean ``(..., C)``; ``counted`` ``(..., 1)``: has the row pixels."""
     if classes == "present":
         return present
     if classes == "predicted":
         return predicted
     if classes == "either":
         return present | predicted
-    counted = present.any(-1, keepdim=True).expand_as(present)
+    counted = counted.expand_as(present)
     if classes == "all":
         return counted
-    listed = torch.zeros(counts.shape[-2], dtype=torch.bool, device=counts.device)
+    listed = torch.zeros(present.shape[-1], dtype=torch.bool, device=present.device)
     listed[list(classes)] = True
     return counted & listed
 
@@ -233,7 +238,8 @@ def check_counts(name: str, counts: Tensor) -> Tensor:
     return counts if len(counts) else counts.new_zeros((1, *counts.shape[1:]))
 
 
-def _check_classes(classes: Classes, binary: bool, num_classes: int) -> None:
+def check_classes(classes: Classes, binary: bool, num_classes: int) -> None:
+    """Raise a ValueError unless the rule can be used, with so many classes."""
     if binary and classes is not None:
         raise ValueError(f"classes: expected None where binary=True takes class 1 alone, got {classes!r}")
     if binary and num_classes != 2:
@@ -302,7 +308,7 @@ class FineGrainedIoU(CountsTable):
     ) -> None:
         """See the class."""
         super().__init__(num_classes, ignore_index, **options)
-        _check_classes(classes, binary, num_classes)
+        check_classes(classes, binary, num_classes)
         _check_quantiles(quantiles)
         self.classes, self.binary, self.quantiles = classes, binary, tuple(quantiles)
 

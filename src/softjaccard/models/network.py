@@ -24,8 +24,8 @@ class NetworkOutput(NamedTuple):
     """(B, C, h, w)."""
     auxiliary: Tensor | None
     """Logits of the auxiliary head (B, C, h', w'), if there is one."""
-    features: Tensor
-    """(B, D, h'', w''): the decoder's output, from which the logits are made."""
+    features: Tensor | None
+    """(B, D, h'', w''): the decoder's output, from which the logits are made; None where only logits are known."""
 
 
 class SegmentationNetwork(nn.Module):

@@ -1,6 +1,17 @@
-"""Training: Lightning modules, optimisers and runs that are kept in a folder."""
+"""Training: Lightning modules, what they are trained on and with, optimisers, and runs that are kept in a folder."""
 
+from softjaccard.training.distillation import Distillation
 from softjaccard.training.optimisation import OptimiserSettings
 from softjaccard.training.supervised import SupervisedSegmentation
+from softjaccard.training.targets import AveragedVotes, HardLabel, RandomAnnotator, SmoothLabel, TrainingLabel
 
-__all__ = ["OptimiserSettings", "SupervisedSegmentation"]
+__all__ = [
+    "AveragedVotes",
+    "Distillation",
+    "HardLabel",
+    "OptimiserSettings",
+    "RandomAnnotator",
+    "SmoothLabel",
+    "SupervisedSegmentation",
+    "TrainingLabel",
+]

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+from torch.nn import Parameter
 
 import softjaccard
 from softjaccard.data.colours import class_colours
-from softjaccard.data.transforms import mix_seed
 from softjaccard.errors import InputError, first_line
 from softjaccard.files import write_text, write_whole
+from softjaccard.training.reporting import CSVFile
 
-MAX_SEED = 2**32 - 1
-"""The largest seed that every generator takes."""
+_PLAIN = (Tensor, Parameter, str, bytes, bool, int, float, type(None))
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -27,10 +31,13 @@ class CheckpointFiles(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Write the file."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda unfinished: torch.save(checkpoint, unfinished))
+        """Write the file.
+
+        Raises:
+            InputError: If the checkpoint has more than tensors and plain data.
+        """
+        _refuse_objects(checkpoint, "")
+        write_whole(Path(path), lambda unfinished: torch.save(checkpoint, unfinished))
 
     def load_checkpoint(self, path: str | os.PathLike[str], *_: Any, **__: Any) -> dict[str, Any]:
         """Read the file onto the CPU."""
@@ -66,18 +73,75 @@ class RunConfig(Callback):
         }
 
 
-class EpochSeeds(Callback):
-    """Seeds dropout and the like anew in each epoch, so that a resumed run draws what an uninterrupted one draws."""
+class RunCheckpoints(Checkpoint):
+    """Writes best.ckpt after a validation that beats all before; last.ckpt after each epoch and every so many steps.
 
-    def __init__(self, seed: int) -> None:
+    Within an epoch, last.ckpt is written before the next batch. Then the step is over with all that belongs to it: a
+    validation, the rows in the logs, and the hooks of the module, which Lightning calls after those of callbacks.
+
+    Args:
+        folder: Of the checkpoints.
+        monitor: The value of the validation by which the best is chosen; more is better.
+        metrics: Written before each last.ckpt, so that a run that is killed has the rows of all steps before it.
+        every: Steps between two last.ckpt; None for the ends of epochs only.
+
+    Attributes:
+        best: The best value so far.
+        step: That of last.ckpt, 0 if there is none.
+    """
+
+    def __init__(self, folder: Path, monitor: str, metrics: CSVFile, every: int | None = None) -> None:
         """See the class."""
-        self._seed = seed
+        self._folder, self._monitor, self._metrics, self._every = folder, monitor, metrics, every
+        self.best: float | None = None
+        self.step = 0
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Seed all generators by (seed, epoch, device), once the loaders, which draw too, have begun the epoch."""
-        if batch_idx == 0:
-            mixed = mix_seed(self._seed, trainer.current_epoch, trainer.global_rank)
-            seed_everything(mixed % MAX_SEED, workers=True, verbose=False)
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is kept in checkpoints."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+        self.best = state_dict["best"]
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take over the step of the checkpoint that the run goes on from."""
+        self.step = checkpoint["global_step"]
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Write last.ckpt if it is time; once, where the batches of several iterations make one step."""
+        step = trainer.global_step
+        if self._every is not None and step % self._every == 0 and step != self.step:
+            self._write_last(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Write last.ckpt."""
+        self._write_last(trainer)
+
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+        """Write best.ckpt if it is one.
+
+        Raises:
+            InputError: If the module has not logged the value.
+        """
+        if trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if self._monitor not in trainer.callback_metrics:
+            raise InputError(
+                f"model: the validation logged no {self._monitor}, by which the best checkpoint is chosen, but "
+                f"{', '.join(trainer.callback_metrics) or 'nothing'}."
+            )
+        value = float(trainer.callback_metrics[self._monitor])
+        if self.best is None or value > self.best:
+            self.best = value
+            trainer.save_checkpoint(self._folder / "best.ckpt")
+
+    def _write_last(self, trainer: Trainer) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        self._metrics.write()
+        trainer.save_checkpoint(self._folder / "last.ckpt")
+        self.step = trainer.global_step
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -92,9 +156,28 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can make torch stumble over anything
-        raise InputError(
-            f"{path} is damaged, or holds more than tensors and plain data: {first_line(error)}"
-        ) from error
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        problem = f"holds {refused[1]}" if refused else f"is damaged ({first_line(error)})"
+        raise InputError(f"{path} {problem}; expected a checkpoint of tensors and plain data.") from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "epoch", "global_step"} <= checkpoint.keys():
         raise InputError(f"{path} is not a checkpoint of a training run.")
     return checkpoint
+
+
+def _refuse_objects(value: Any, name: str) -> None:
+    """Check for what `weights_only=True` would not load, and for other classes, NumPy's numbers among them."""
+    kind = type(value)
+    if kind in (dict, OrderedDict):
+        for key, part in value.items():
+            _refuse_objects(key, f"{name}[{key!r}] (the key)")
+            _refuse_objects(part, f"{name}[{key!r}]")
+    elif kind in (list, tuple):
+        for position, part in enumerate(value):
+            _refuse_objects(part, f"{name}[{position}]")
+    elif kind not in _PLAIN:
+        raise InputError(
+            f"The checkpoint is not written: checkpoint{name} is of the class {kind.__module__}.{kind.__qualname__}, "
+            "but checkpoints hold tensors and plain data only (numbers, text, None; lists, tuples and dictionaries of "
+            "these). Let the module or callback that adds it (on_save_checkpoint, state_dict or save_hyperparameters) "
+            "turn it into these."
+        )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -29,6 +29,13 @@ def progress(enabled: bool | None) -> list[Callback]:
 
 class _Bar(TQDMProgressBar):
     """Shows the loss, the running mIoU of the epoch's training batches, and the last validation's mIoU."""
+
+    def on_train_start(self, trainer: Trainer, *arguments: Any) -> None:
+        """Begin the bar of an epoch that is resumed in its midst, too."""
+        super().on_train_start(trainer, *arguments)
+        epochs: Any = trainer.fit_loop.epoch_progress.current
+        if epochs.started > epochs.processed:
+            self.on_train_epoch_start(trainer, *arguments)
 
     def on_train_epoch_start(self, trainer: Trainer, *arguments: Any) -> None:
         """Count epochs from one, and say how many there will be."""
@@ -76,18 +83,22 @@ def _shown(trainer: Trainer) -> dict[str, str]:
 class CSVFile(Logger):
     """One CSV file with a row for each logged step, which a resumed run goes on with.
 
-    It is written with each checkpoint and at the end, so that a run that was killed has the rows of its last checkpoint
-    at least. Lightning's own logger begins each start with an empty file.
+    It is written before each last.ckpt and at the end. Lightning's own logger begins each start with an empty file.
+
+    Args:
+        path: The file.
+        step: Number of steps that the run has behind it; rows of later ones are dropped, they are made again.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, step: int = 0) -> None:
         """See the class."""
         super().__init__()
         self.path = path
         self._rows: dict[int, dict[str, Any]] = {}
         if path.is_file():
             with path.open(encoding="utf-8", newline="") as file:
-                self._rows = {int(row["step"]): dict(row) for row in csv.DictReader(file)}
+                rows = {int(row["step"]): dict(row) for row in csv.DictReader(file)}
+            self._rows = {number: row for number, row in rows.items() if number < step}
 
     @property
     def name(self) -> str:
@@ -107,10 +118,6 @@ class CSVFile(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add values to a step's row."""
         self._rows.setdefault(step or 0, {}).update(metrics)
-
-    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
-        """Write the file."""
-        self.write()
 
     @rank_zero_only
     def write(self) -> None:

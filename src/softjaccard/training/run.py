@@ -21,18 +21,19 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 from jsonargparse import Namespace as Config
-from jsonargparse.typing import restricted_number_type
+from jsonargparse.typing import PositiveInt, restricted_number_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 import softjaccard
 from softjaccard.data.module import SegmentationData
 from softjaccard.errors import InputError
-from softjaccard.training.checkpoints import MAX_SEED, CheckpointFiles, EpochSeeds, RunConfig, load_checkpoint
+from softjaccard.files import remove_unfinished
+from softjaccard.training.checkpoints import CheckpointFiles, RunCheckpoints, RunConfig, load_checkpoint
 from softjaccard.training.reporting import CSVFile, progress
+from softjaccard.training.resumption import MAX_SEED, Resumption
 
 MONITOR = "val/mIoU_D"
 
@@ -54,13 +55,16 @@ _FREE_DATA_SETTINGS = {"root", "workers", "cache"}
 _SEED = restricted_number_type("Seed", int, [(">=", 0), ("<=", MAX_SEED)])
 
 
-def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None:
+def fit(
+    output: Path, configs: Sequence[Path | Mapping[str, Any]], settings: Sequence[str] = (), *, resume: bool = False
+) -> None:
     """Train and keep the run in a folder.
 
     Args:
         output: The run's folder, made if need be.
-        arguments: `--config` files and single settings, as on the command line.
-        resume: Go on from the run's last checkpoint (from the beginning if there is none yet).
+        configs: YAML files, and settings that are read already; the last wins.
+        settings: Single ones, which win over these, as on the command line.
+        resume: Go on from the run's last checkpoint as if nothing had happened (from the beginning if there is none).
 
     Raises:
         InputError: If a setting is unknown or wrong, a file is missing, or the folder holds a run and `resume` is not
@@ -72,7 +76,10 @@ def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None
     if resume and not saved_config.exists():
         raise InputError(f"There is no run to resume in {output}: {saved_config} was looked for.")
     parser = build_parser()
-    config = _parse(parser, arguments)
+    arguments = [
+        f"--config={config if isinstance(config, Path) else yaml.safe_dump(dict(config))}" for config in configs
+    ]
+    config = _parse(parser, [*arguments, *settings])
     plain = _as_plain(parser, config)
     if first and saved_config.exists() and not resume:
         raise InputError(
@@ -80,31 +87,40 @@ def fit(output: Path, arguments: Sequence[str], *, resume: bool = False) -> None
         )
     if resume:
         _check_same_run(plain, yaml.safe_load(saved_config.read_text(encoding="utf-8")), output)
+    step = _resumed_step(last) if resume and last.exists() else 0
     seed_everything(config.seed, workers=True, verbose=False)
     model, data = _instantiate(parser, config)
     data.setup("fit")
-    best = ModelCheckpoint(
-        last.parent, "best", monitor=MONITOR, mode="max", save_on_train_epoch_end=False, enable_version_counter=False
-    )
+    metrics = CSVFile(output / "metrics.csv", step)
+    checkpoints = RunCheckpoints(last.parent, MONITOR, metrics, config.checkpoint_every)
     trainer = _trainer(
         config,
         output,
         callbacks=[
             *progress(config.trainer.enable_progress_bar),
             RunConfig(saved_config, plain),
-            EpochSeeds(config.seed),
-            best,
-            ModelCheckpoint(last.parent, "last", save_on_train_epoch_end=True, enable_version_counter=False),
+            Resumption(config.seed),
+            checkpoints,
         ],
-        logger=[CSVFile(output / "metrics.csv"), TensorBoardLogger(output, name="", version="tensorboard")],
+        logger=[
+            metrics,
+            # What was logged after the checkpoint is not shown: it is logged again.
+            TensorBoardLogger(output, name="", version="tensorboard", purge_step=step if resume else None),
+        ],
     )
     output.mkdir(parents=True, exist_ok=True)
+    if resume and first:
+        remove_unfinished(output, last.parent)
+    if step:
+        _say(f"Going on from step {step}.")
+    if isinstance(data, SegmentationData):  # Lightning looks at the loader's class only
+        warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
     try:
         trainer.fit(model, data, ckpt_path=last if resume and last.exists() else None)
     except SystemExit:  # Lightning's answer to Ctrl-C
-        _say("Stopped. The same command with --resume goes on from the end of the last epoch.")
+        _say(_after_stop(saved_config.exists(), checkpoints.step))
         raise
-    score = "" if best.best_model_score is None else f", best validation mIoU_D {float(best.best_model_score):.4f}"
+    score = "" if checkpoints.best is None else f", best validation mIoU_D {checkpoints.best:.4f}"
     _say(f"Trained for {trainer.current_epoch} epochs{score}. The run is in {output}.")
     if last.exists():
         _say(f"Next: softjaccard test {output}{'' if (last.parent / 'best.ckpt').exists() else ' --checkpoint last'}")
@@ -250,9 +266,31 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--seed", type=_SEED, default=0, help="Of initial weights, order and augmentation.")
     parser.add_argument("--model", type=LightningModule, required=True, help="The Lightning module to train.")
     parser.add_argument("--data", type=LightningDataModule, required=True, help="Its data module.")
+    parser.add_argument(
+        "--checkpoint_every",
+        type=PositiveInt | None,
+        help="Steps between two last checkpoints; null for the ends of epochs only.",
+    )
     parser.add_class_arguments(Trainer, "trainer", skip=_FIXED_TRAINER_OPTIONS, instantiate=False)
     parser.link_arguments("seed", "data.init_args.seed")
     return parser
+
+
+def _resumed_step(last: Path) -> int:
+    state = load_checkpoint(last)
+    if "generators" not in state:
+        raise InputError(
+            f"{last} cannot be resumed: it has no states of random generators, because "
+            "softjaccard fit did not make it, or an older version did."
+        )
+    return int(state["global_step"])
+
+
+def _after_stop(kept: bool, step: int) -> str:
+    if not kept:
+        return "Stopped before the end of the first step; nothing is kept."
+    where = f"goes on from step {step}" if step else "begins again, because there is no checkpoint yet"
+    return f"Stopped. The same command with --resume {where}."
 
 
 @rank_zero_only

@@ -1,4 +1,4 @@
-"""Training with hard labels: a network, a loss, and the scores to watch."""
+"""Training on labelled images: a network, a loss, a label, and the scores to watch."""
 
 from __future__ import annotations
 
@@ -14,29 +14,31 @@ from torchmetrics import MeanMetric
 
 from softjaccard.data.module import Batch
 from softjaccard.errors import InputError, users_error
+from softjaccard.losses import CompoundLoss, JaccardLoss
 from softjaccard.losses.base import StatisticsLoss
 from softjaccard.metrics import CalibrationError, FineGrainedIoU, image_counts, table_score
-from softjaccard.models import create_model
+from softjaccard.models import AuxiliarySettings, NetworkOutput, create_model
 from softjaccard.statistics import class_map
+from softjaccard.training.objectives import Objectives, loss_at_size, supervised_objectives
 from softjaccard.training.optimisation import OptimiserSettings, build_optimiser, build_schedule
-
-
-def _interpolate(logits: Tensor, label: Tensor) -> Tensor:
-    return functional.interpolate(logits, size=label.shape[-2:], mode="bilinear")
+from softjaccard.training.targets import HardLabel, Target, TrainingLabel
 
 
 class SupervisedSegmentation(LightningModule):
     """Trains a network on labelled images and logs mIoU (D, I and C) and the expected calibration error.
 
-    `train/mIoU_D` is that of the epoch's training images so far, with the weights as they were; with more than one
-    device, of the first one's images.
+    Scores and `val/loss` are against hard labels, whatever the network is trained on. `train/mIoU_D` is that of the
+    epoch's training images so far, with the weights as they were; with more than one device, of the first one's images.
 
     Args:
-        loss: A module from logits (B, C, H, W) and integer labels (B, H, W) to a scalar. Ignored pixels are -100 in
-            every batch, whatever id the files have for them, so its ignore_index stays at -100. Softjaccard's losses
-            interpolate the network's logits to the labels' size themselves, and their `upsample` is set for it; for
-            other losses logits are interpolated before.
+        loss: A module from logits (B, C, H, W) and a label to a scalar; null for 0.75 Jaccard + 0.25 cross-entropy.
+            Ignored pixels are -100 in every batch, whatever id the files have for them, so its ignore_index stays at
+            -100. Softjaccard's losses interpolate the network's logits to the labels' size themselves and, with several
+            devices, are those of the joined batch; for other losses logits are interpolated before.
         num_classes: C, at least 2.
+        label: What the network is trained on: HardLabel, SmoothLabel, and of several annotators AveragedVotes or
+            RandomAnnotator.
+        auxiliary: Train a second head on the encoder's second-last stage, too, with a part of the cross-entropy.
         architecture: A name of segmentation_models.pytorch, such as deeplabv3plus or unet.
         encoder: A name of segmentation_models.pytorch, or tu- and a name of timm.
         encoder_weights: None for random weights; imagenet to download published ones; or the path of a .pth or
@@ -53,9 +55,11 @@ class SupervisedSegmentation(LightningModule):
 
     def __init__(
         self,
-        loss: nn.Module,
-        num_classes: int,
+        loss: nn.Module | None = None,
         *,
+        num_classes: int,
+        label: TrainingLabel = HardLabel(),  # noqa: B008 (has no state)
+        auxiliary: AuxiliarySettings | None = None,
         architecture: str = "deeplabv3plus",
         encoder: str = "tu-tf_efficientnet_lite0",
         encoder_weights: str | None = None,
@@ -67,9 +71,11 @@ class SupervisedSegmentation(LightningModule):
     ) -> None:
         """See the class."""
         super().__init__()
-        self.loss, self.num_classes, self.optimiser_settings = loss, num_classes, optimiser
-        if isinstance(loss, StatisticsLoss):
-            loss.upsample = "bilinear"
+        self.loss: nn.Module = CompoundLoss(JaccardLoss()) if loss is None else loss
+        self.num_classes, self.optimiser_settings = num_classes, optimiser
+        if isinstance(self.loss, StatisticsLoss):
+            self.loss.upsample = "bilinear"
+        self.objectives = Objectives(supervised_objectives(self.loss, label, auxiliary.share if auxiliary else None))
         self.network = create_model(
             architecture,
             encoder,
@@ -78,6 +84,7 @@ class SupervisedSegmentation(LightningModule):
             mean=mean,
             std=std,
             channels_last=channels_last,
+            auxiliary=auxiliary,
             options=model_options,
         )
         self._training_counts = torch.zeros((), dtype=torch.int64)
@@ -110,11 +117,11 @@ class SupervisedSegmentation(LightningModule):
             InputError: If it is not finite; looked at in the steps that are logged and in an epoch's last.
         """
         label = batch["label"]
-        logits = self(batch["image"])
-        loss = self._loss(logits, label)
+        output = self.network.outputs(batch["image"])
+        loss = self.training_loss(output, batch)
         with users_error(f"step {self.global_step} (a lower model.optimiser.learning_rate may help)"):
-            counts = image_counts(class_map(logits, label.shape[-2:]), label, self.num_classes)
-        self._training_counts = self._training_counts + counts.sum(0)
+            counts = image_counts(class_map(output.logits, label.shape[-2:]), label, self.num_classes)
+        self._training_counts = self._training_counts.to(counts.device) + counts.sum(0)
         self.log("train/loss", loss.detach(), prog_bar=True)
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.trainer.is_last_batch or (every and (self.global_step + 1) % every == 0):
@@ -127,16 +134,29 @@ class SupervisedSegmentation(LightningModule):
             self.log("train/mIoU_D", score.float(), prog_bar=True)
         return loss
 
+    def training_loss(self, output: NetworkOutput, batch: Batch) -> Tensor:
+        """Return the loss of a training batch; a method that adds to it overrides this."""
+        loss: Tensor = self.objectives(output, batch)
+        return loss
+
     def on_train_epoch_start(self) -> None:
         """Begin the running mIoU anew."""
         self._training_counts = torch.zeros((), dtype=torch.int64)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the counts of the epoch's training images so far."""
+        checkpoint["training_counts"] = self._training_counts
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with them."""
+        self._training_counts = checkpoint["training_counts"]
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Add a batch to the scores."""
         label = batch["label"]
         logits = self(batch["image"])
-        loss = self._loss(logits, label)
-        logits = _interpolate(logits, label)
+        loss = loss_at_size(self.loss, logits, Target(label), batch["image"])
+        logits = functional.interpolate(logits, size=label.shape[-2:], mode="bilinear")
         with users_error("val"):
             self.evaluation_iou.update(logits, label, image_ids=batch.get("index"))
             self.calibration.update(logits, label)
@@ -158,15 +178,3 @@ class SupervisedSegmentation(LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = build_schedule(optimiser, self.optimiser_settings, steps)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _loss(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Return the loss of logits at the network's own resolution.
-
-        Raises:
-            InputError: If the loss refuses them.
-        """
-        if not isinstance(self.loss, StatisticsLoss):
-            logits = _interpolate(logits, label)
-        with users_error("model.loss"):
-            loss: Tensor = self.loss(logits, label)
-            return loss

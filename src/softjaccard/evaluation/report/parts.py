@@ -11,7 +11,7 @@ from softjaccard.evaluation.results import EvaluationResult
 
 MOST_CLASSES = 40
 """Of a confusion matrix, and with a reliability diagram of their own; nobody would read more."""
-_NO_FRACTIONS = ("NLL", "loss")
+_NO_FRACTIONS = ("NLL", "KL", "loss")
 
 
 @dataclass(frozen=True, eq=False)

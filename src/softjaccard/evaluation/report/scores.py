@@ -30,6 +30,17 @@ _MEANINGS = {
     "NLL_unscaled": "NLL before the temperature",
     "loss": "what the training minimised, mean over test batches; less is better",
 }
+_MEANINGS_OF_VOTES = {
+    "mSoftIoU_D_votes": "IoU of each class's probability and share of the votes, mean over classes",
+    "mSoftDice_D_votes": "the same with the Dice score",
+    "mSoftDice_I_votes": "the same in each image, mean over the image's classes, then over images",
+    "TV_votes": "share of the probability that would have to move to other classes; less is better",
+    "ECE_votes": "as ECE, with shares of the votes for hits; less is better",
+    "Brier_votes": "squared distance between probabilities and shares of the votes; less is better",
+    "NLL_votes": "cross-entropy, in nats; less is better",
+    "KL_votes": "NLL less that of the shares themselves, so that 0 can be reached; less is better",
+}
+"""Scores against the distribution of several annotators' votes."""
 _COUNTED = ("mIoU_D", "mIoU_I", "mIoU_C", "mIoU_I_worst5", "mIoU_C_worst5", "mDice_D", "mAcc_D", "Acc")
 """Scores of a table of counts, of which the report gives intervals."""
 _LESS_IS_BETTER = {"ECE"}
@@ -40,9 +51,12 @@ def scores(runs: Sequence[Run]) -> Markup:
     names = dict.fromkeys(name for run in runs for name in run.result.scores if "/" not in name)
     intervals = {run: score_intervals(run.result, _COUNTED) for run in runs}
     main = [_score_row(name, intervals) for name in _MEANINGS if name in names]
-    more = [_score_row(name, intervals) for name in names if name not in _MEANINGS]
     heads = ["Score", *_run_heads(runs)]
-    note = "In percent, except NLL and loss. Below a score is its 95 % interval, from resampling the test images."
+    if of_votes := [_score_row(name, intervals) for name in _MEANINGS_OF_VOTES if name in names]:
+        title = "Against all annotators' votes; above, against the label of most votes"
+        main += [tag("tr", tag("th", tag("b", title), scope="rowgroup", colspan=len(heads))), *of_votes]
+    more = [_score_row(name, intervals) for name in names if name not in (_MEANINGS | _MEANINGS_OF_VOTES)]
+    note = "In percent, except NLL, KL and loss. Below a score is its 95 % interval, from resampling the test images."
     details = tag("details", tag("summary", "Further scores"), table(heads, more)) if more else None
     return join(tag("p", note, class_="muted"), table(heads, main), details)
 
@@ -58,7 +72,9 @@ def _score_row(name: str, intervals: Mapping[Run, Mapping[str, Range]]) -> Marku
             else None
         )
         cells.append(tag("td", text, between, class_="number"))
-    return tag("tr", tag("th", score_label(name), small(_MEANINGS.get(name)), scope="row"), *cells)
+    return tag(
+        "tr", tag("th", score_label(name), small((_MEANINGS | _MEANINGS_OF_VOTES).get(name)), scope="row"), *cells
+    )
 
 
 def _run_heads(runs: Sequence[Run]) -> list[Markup]:

@@ -1,0 +1,122 @@
+"""Training with a teacher."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softjaccard.data.module import Batch
+from softjaccard.data.transforms import IGNORE_INDEX
+from softjaccard.errors import InputError
+from softjaccard.models import NetworkOutput
+from softjaccard.training.distillation.base import DistillationTerm
+from softjaccard.training.distillation.cache import TeacherCache
+from softjaccard.training.distillation.jml import JMLDistillation
+from softjaccard.training.objectives import ready_for_training
+from softjaccard.training.supervised import SupervisedSegmentation
+from softjaccard.training.teacher import Network, Teacher, load_teacher
+
+
+class Distillation(SupervisedSegmentation):
+    """Trains a student on labels and on what a teacher makes of the same crops.
+
+    The teacher is in evaluation mode, gets no gradient, and is no part of the run's checkpoints.
+
+    Args:
+        teacher: The folder of a run, whose best checkpoint is taken, or the file of a checkpoint; in Python also any
+            callable from images (B, 3, H, W) in [0, 1] to logits (B, C, h, w) or a `NetworkOutput`.
+        method: How the student is drawn to the teacher, and how much less the hard label counts then.
+        teacher_cache: A folder to keep the teacher's logits in, so that it runs once for each image; for data that are
+            not augmented (data.crop null, data.flip 0, no scaling, no photometric changes) and methods that need
+            logits of the main head only.
+        settings: As in `SupervisedSegmentation`.
+
+    Raises:
+        InputError: If the teacher is missing or has other classes, or a cache cannot be used.
+    """
+
+    def __init__(
+        self,
+        teacher: str | nn.Module | Network,
+        method: DistillationTerm | None = None,
+        *,
+        teacher_cache: str | None = None,
+        **settings: Any,
+    ) -> None:
+        """See the class."""
+        super().__init__(**settings)
+        self.method: DistillationTerm = ready_for_training(method or JMLDistillation())
+        self.teacher_cache = teacher_cache
+        # Not registered as a part of this module: its weights do not belong into this run's checkpoints.
+        self._source = (teacher,)
+        self._teacher: Teacher | None = None
+        self._cache: TeacherCache | None = None
+
+    def setup(self, stage: str) -> None:
+        """Check the data, and open the teacher for a training."""
+        super().setup(stage)
+        if stage != "fit":
+            return
+        (source,) = self._source
+        network, checkpoint = load_teacher(source, self.num_classes) if isinstance(source, str) else (source, None)
+        self._teacher = Teacher(network)
+        if self.teacher_cache:
+            self._cache = self._open_cache(checkpoint, self.teacher_cache)
+
+    def on_fit_start(self) -> None:
+        """Move the teacher to where the student is."""
+        assert self._teacher is not None
+        self._teacher.to(self.device)
+
+    def training_loss(self, output: NetworkOutput, batch: Batch) -> Tensor:
+        """Return the loss on the label and the distance to the teacher."""
+        hard = super().training_loss(output, batch)
+        counted = batch["label"] != IGNORE_INDEX
+        distance: Tensor = self.method(output, self._ask_teacher(batch), counted)
+        self.log("train/distillation", distance.detach())
+        return self.method.label_weight * hard + distance
+
+    def _ask_teacher(self, batch: Batch) -> NetworkOutput:
+        assert self._teacher is not None
+        if self._cache is None:
+            return self._teacher(batch["image"])
+        ids = self.trainer.datamodule.datasets["train"].ids  # type: ignore[attr-defined]
+        keys = [ids[index] for index in batch["index"].tolist()]
+        if self._cache.get(keys) is None:
+            for key, logits in zip(keys, self._teacher(batch["image"]).logits, strict=True):
+                self._cache.put(key, logits)
+        # Read again, so that the first epoch has the rounded logits of the others.
+        kept = self._cache.get(keys)
+        assert kept is not None
+        if len({logits.shape for logits in kept}) > 1:
+            raise InputError("model.teacher_cache: the training images differ in size; use no cache.")
+        return NetworkOutput(torch.stack([each.to(self.device, torch.float32) for each in kept]), None, None)
+
+    def _open_cache(self, checkpoint: Path | None, folder: str) -> TeacherCache:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if checkpoint is None:
+            raise InputError("model.teacher_cache: only the logits of a run or a checkpoint can be kept.")
+        if self.method.needs_features:
+            raise InputError(
+                f"model.teacher_cache: {type(self.method).__name__} needs the teacher's features, but only logits are "
+                "kept."
+            )
+        if data is None or not data.training_transform().deterministic:
+            raise InputError(
+                "model.teacher_cache: the training images are augmented, so that the teacher's logits differ in each "
+                "epoch. Set data.crop null, data.flip 0 and no other augmentation, or use no cache."
+            )
+        images = data.datasets["train"]
+        return TeacherCache(
+            folder,
+            {
+                "teacher": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+                "images": f"{len(images)} of {type(images).__name__}",
+                "size": list(images[0]["image"].shape[-2:]),
+                "padded to multiples of": data.pad_multiple,
+            },
+        )

@@ -1,0 +1,108 @@
+"""What a batch's label is while a network trains: from the tensors of a batch to a label of the losses."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from softjaccard.data.module import Batch
+from softjaccard.errors import InputError
+from softjaccard.labels import LabelLike, RaterLabel, SmoothedLabel, boundary
+
+
+class Target(NamedTuple):
+    """A label of any kind, and the pixels that count where the label itself does not say."""
+
+    label: LabelLike
+    mask: Tensor | None = None
+    """Boolean (B, H, W)."""
+
+
+class TrainingLabel(ABC):
+    """Makes a batch's label, on the device and anew in each step."""
+
+    @abstractmethod
+    def __call__(self, batch: Batch) -> Target:
+        """Return the label of a batch."""
+
+
+class HardLabel(TrainingLabel):
+    """The batch's hard label: one class a pixel; of several annotators, the one with most votes."""
+
+    def __call__(self, batch: Batch) -> Target:
+        """Return the label of a batch."""
+        return Target(batch["label"])
+
+
+class SmoothLabel(TrainingLabel):
+    """The hard label, smoothed: a share of it is spread evenly over all classes (Szegedy et al., arXiv 1512.00567).
+
+    Args:
+        epsilon: The share; 0.5 in the paper's code for boundaries.
+        kernel_size: Only pixels with another class in a window of so many pixels a side are smoothed, as in boundary
+            label smoothing (arXiv 2302.05666); null smooths everywhere.
+
+    Raises:
+        InputError: If a value is out of its range.
+
+    Example:
+        >>> batch = {"label": torch.tensor([[[0, 0, 0, 1, 1]]])}
+        >>> SmoothLabel(epsilon=0.5, kernel_size=3)(batch).label.dense(2)[0][0, 1]
+        tensor([[0.0000, 0.0000, 0.2500, 0.7500, 1.0000]])
+    """
+
+    def __init__(self, epsilon: float = 0.5, kernel_size: int | None = 3) -> None:
+        """See the class."""
+        if not 0 <= epsilon <= 1:
+            raise InputError(f"label: epsilon is {epsilon}, but must be a share from 0 to 1.")
+        if kernel_size is not None and (kernel_size < 3 or kernel_size % 2 == 0):
+            raise InputError(
+                f"label: kernel_size is {kernel_size}, but must be an odd number of at least 3, or null to smooth "
+                "everywhere."
+            )
+        self.epsilon, self.kernel_size = epsilon, kernel_size
+
+    def __call__(self, batch: Batch) -> Target:
+        """Return the label of a batch."""
+        index = batch["label"]
+        where = None if self.kernel_size is None else boundary(index, self.kernel_size)
+        return Target(SmoothedLabel(index, self.epsilon, where))
+
+
+class AveragedVotes(TrainingLabel):
+    """The distribution of several annotators' votes at each pixel, or the one that the data set gives."""
+
+    def __call__(self, batch: Batch) -> Target:
+        """Return the label of a batch.
+
+        Raises:
+            InputError: If the data have neither.
+        """
+        if "soft_label" in batch:
+            # Where nobody voted it is zero; what interpolation leaves is below any share of a vote.
+            return Target(batch["soft_label"], batch["soft_label"].sum(1) > 0.5)
+        return Target(RaterLabel(_votes(batch)))
+
+
+class RandomAnnotator(TrainingLabel):
+    """One annotator's label for each image, another one in each epoch."""
+
+    def __call__(self, batch: Batch) -> Target:
+        """Return the label of a batch.
+
+        Raises:
+            InputError: If the data have no votes.
+        """
+        votes = _votes(batch)
+        return Target(votes[torch.arange(len(votes), device=votes.device), batch["annotator"]])
+
+
+def _votes(batch: Batch) -> Tensor:
+    if "votes" not in batch:
+        raise InputError(
+            f"model.label: this label is made of several annotators' votes, but the data have only: {', '.join(batch)}."
+        )
+    return batch["votes"]

@@ -1,0 +1,145 @@
+"""Every recipe of the package, trained for two steps on tiny images through the real command line."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import yaml
+
+from drawn_camvid import draw_camvid
+from softjaccard.cli import main
+from softjaccard.training.recipes import describe_part, load_recipe, merge, recipe_parts
+
+PARTS = recipe_parts()
+TWO_STEPS = [
+    "--trainer.max_steps=2", "--trainer.max_epochs=-1", "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false", "--trainer.num_sanity_val_steps=0", "--trainer.limit_val_batches=1",
+]  # fmt: skip
+TINY_SCENES = [
+    "--data.size=40", "--data.crop=[32,32]", "--data.pad_multiple=32", "--data.training=8", "--data.validation=2",
+    "--data.batch_size=4", "--model.encoder=tu-test_resnet", "--model.model_options={}",
+]  # fmt: skip
+
+
+def trained(output: Path, recipe: str, *settings: str) -> list[dict[str, str]]:
+    """Train and return the rows of metrics.csv."""
+    assert main(["fit", "--recipe", recipe, "--output", str(output), *TWO_STEPS, *settings]) == 0
+    with (output / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "teacher"
+    trained(output, "scenes+boundary-smoothing", *TINY_SCENES, "--model.auxiliary.channels=8")
+    return output
+
+
+@pytest.mark.parametrize("method", PARTS["method"])
+def test_every_method(method: str, teacher: Path, tmp_path: Path) -> None:
+    settings = [f"--model.teacher={teacher}"] if method.startswith("distillation") else []
+    data = "scenes-raters" if method in ("averaged-votes", "random-annotator") else "scenes"
+    rows = trained(tmp_path / "run", f"{data}+{method}", *TINY_SCENES, *settings, "--model.auxiliary.channels=8")
+    assert [float(row["train/loss"]) > 0 for row in rows] == [True, True]
+    assert all(bool(row.get("train/distillation")) == method.startswith("distillation") for row in rows)
+
+
+def test_camvid(tmp_path: Path) -> None:
+    root = draw_camvid(tmp_path / "camvid")
+    settings = [
+        "--data.batch_size=2",
+        "--data.crop=[16,32]",
+        "--data.pad_multiple=32",
+        "--model.encoder=tu-test_resnet",
+    ]
+    assert len(trained(tmp_path / "run", "camvid", f"--data.root={root}", *settings)) == 2
+
+
+def test_a_run_keeps_the_settings_of_its_recipe(teacher: Path) -> None:
+    config = yaml.safe_load((teacher / "config.yaml").read_text())
+    settings = config["model"]["init_args"]
+    assert settings["label"]["init_args"] == {"epsilon": 0.5, "kernel_size": 3}
+    assert settings["optimiser"]["learning_rate"] == 2e-3
+    assert settings["auxiliary"] == {"share": 0.5, "channels": 8, "dropout": 0.1}
+
+
+def test_a_teacher_is_no_part_of_its_students(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    for path in teacher.rglob("*"):
+        (gone / path.relative_to(teacher)).mkdir() if path.is_dir() else (gone / path.relative_to(teacher)).write_bytes(
+            path.read_bytes()
+        )
+    student = tmp_path / "student"
+    trained(student, "scenes+distillation-jml", *TINY_SCENES, f"--model.teacher={gone}")
+    gone.rename(tmp_path / "elsewhere")
+    assert main(["test", str(student), "--data.test=2", "--trainer.enable_progress_bar=false"]) == 0
+    resumed = [
+        "fit",
+        "--recipe",
+        "scenes+distillation-jml",
+        "--output",
+        str(student),
+        "--resume",
+        *TINY_SCENES,
+        *TWO_STEPS,
+    ]
+    assert main([*resumed, f"--model.teacher={gone}"]) == 2
+    assert "model.teacher: There is no run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ([], ["teacher", "required"]),
+        (["--model.teacher=nowhere"], ["model.teacher", "no run in nowhere"]),
+        (["--model.teacher=TEACHER", "--model.num_classes=3"], ["num_classes is 3"]),
+        (["--model.teacher=TEACHER", "--model.teacher_cache=kept"], ["teacher_cache", "augmented", "data.flip 0"]),
+        (["--model.teacher=TEACHER", "--model.method.temperature=0"], ["temperature"]),
+    ],
+)
+def test_errors_of_distillation(
+    settings: list[str], words: list[str], teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [setting.replace("TEACHER", str(teacher)) for setting in settings]
+    recipe = ["fit", "--recipe", "scenes+distillation-jml", "--output", str(tmp_path / "run")]
+    assert main([*recipe, *TINY_SCENES, *TWO_STEPS, *settings]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert all(word in error for word in words)
+
+
+def test_a_teacher_of_other_classes_is_refused(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = draw_camvid(tmp_path / "camvid")
+    recipe = ["fit", "--recipe", "camvid+distillation-kl", f"--data.root={root}", "--output", str(tmp_path / "run")]
+    assert main([*recipe, f"--model.teacher={teacher}", "--model.encoder=tu-test_resnet"]) == 2
+    error = capsys.readouterr().err
+    assert "5 classes (background, disc, leaf, crate, cloud)" in error
+    assert "the student has 11" in error
+
+
+def test_every_part_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    output = capsys.readouterr().out
+    for parts in PARTS.values():
+        for name, path in parts.items():
+            assert f"  {name} " in output
+            assert describe_part(path) in output
+            assert path.read_text().startswith("# ")
+
+
+def test_parts_join_in_any_order_and_a_new_class_begins_anew() -> None:
+    assert load_recipe("boundary-smoothing+scenes") == load_recipe("scenes+unet-small+boundary-smoothing")
+    region = load_recipe("bu-bil")["model"]["init_args"]["loss"]["init_args"]["region"]
+    assert region == {"class_path": "softjaccard.DiceLoss"}
+    assert load_recipe("scenes-raters")["data"]["init_args"]["raters"] == 5
+    assert load_recipe("scenes")["model"]["init_args"]["label"]["class_path"].endswith("HardLabel")
+    first = {"model": {"class_path": "A", "init_args": {"x": 1, "loss": {"class_path": "B", "init_args": {"y": 2}}}}}
+    second = {"model": {"class_path": "C", "init_args": {"loss": {"class_path": "D"}}}}
+    assert merge(first, second) == {"model": {"class_path": "C", "init_args": {"x": 1, "loss": {"class_path": "D"}}}}
