@@ -84,6 +84,15 @@ def test_stages_that_are_not_used_are_dropped(encoder: str, last: str) -> None:
     torch.testing.assert_close(whole(network._normalise(image)), logits)
 
 
+@pytest.mark.parametrize("auxiliary", [None, AuxiliarySettings(channels=8)])
+def test_unused_parts_inside_a_stage_are_frozen(auxiliary: AuxiliarySettings | None) -> None:
+    network = create_model("pspnet", "tu-hrnet_w18_small", 5, auxiliary=auxiliary)
+    output = network.outputs(torch.rand(2, 3, 64, 64))
+    sum(logits.sum() for logits in output[:2] if logits is not None).backward()
+    assert all((weight.grad is not None) == weight.requires_grad for weight in network.parameters())
+    assert not all(weight.requires_grad for weight in network.parameters())
+
+
 @pytest.mark.parametrize(
     ("weights", "tags"), [(None, []), ("imagenet", [DEFAULT_TAG, "ra2_in1k"]), ("ra2_in1k", ["ra2_in1k"] * 2)]
 )

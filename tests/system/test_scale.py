@@ -14,7 +14,7 @@ import torch
 from softjaccard.cli import main
 
 SCENES = [
-    "fit", "--config=scenes.yaml", "--data.size=40", "--data.crop=[32,32]", "--data.training=13", "--data.validation=2",
+    "fit", "--recipe=scenes", "--data.size=40", "--data.crop=[32,32]", "--data.training=13", "--data.validation=2",
     "--data.test=2", "--data.batch_size=4", "--data.pad_multiple=32", "--model.architecture=unet",
     "--model.encoder=tu-test_resnet", "--trainer.max_epochs=1", "--trainer.limit_val_batches=0",
     "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
@@ -37,23 +37,23 @@ def test_two_processes_train_to_the_weights_of_one_with_the_joined_batch(tmp_pat
     script = tmp_path / "command.py"
     script.write_text("import sys\nfrom softjaccard.cli import main\nsys.exit(main())\n")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    settings = ["--data.batch_size=2", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    for name, process_group in {"apart": [], "joined": ["--model.loss.region.process_group=world"]}.items():
-        arguments = [*SCENES, *EXACT, *settings, *process_group, f"--output={tmp_path / name}"]
-        result = subprocess.run([*torchrun, *arguments], capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
+    two = ["--data.batch_size=2", "--trainer.devices=2", "--trainer.strategy=ddp", f"--output={tmp_path / 'two'}"]
+    result = subprocess.run([*torchrun, *SCENES, *EXACT, *two], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
     assert main([*SCENES, *EXACT, "--trainer.devices=1", f"--output={tmp_path / 'one'}"]) == 0
-    expected = last_checkpoint(tmp_path / "one")
-    differences = {}
-    for name in ("apart", "joined"):
-        checkpoint = last_checkpoint(tmp_path / name)
-        assert checkpoint["global_step"] == expected["global_step"] == 3
-        assert all(value.dtype == torch.float64 for value in checkpoint["state_dict"].values())
-        differences[name] = max(
-            (value - expected["state_dict"][key]).abs().max() for key, value in checkpoint["state_dict"].items()
-        )
-    assert differences["joined"] < 1e-8
-    assert differences["apart"] > 1e-4  # where each process has the loss of its own images
+    # The mean of the losses of parts is another loss, so that these weights show what the difference would be.
+    parts = ["--data.batch_size=2", "--trainer.accumulate_grad_batches=2", f"--output={tmp_path / 'parts'}"]
+    assert main([*SCENES, *EXACT, *parts]) == 0
+    checkpoints = {name: last_checkpoint(tmp_path / name) for name in ("one", "two", "parts")}
+    assert {checkpoint["global_step"] for checkpoint in checkpoints.values()} == {3}
+    expected = checkpoints["one"]["state_dict"]
+    assert all(value.dtype == torch.float64 for value in expected.values())
+    differences = {
+        name: max((value - expected[key]).abs().max() for key, value in checkpoints[name]["state_dict"].items())
+        for name in ("two", "parts")
+    }
+    assert differences["two"] < 1e-8
+    assert differences["parts"] > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_settings_of_scale_train_to_finite_weights(setting: list[str], steps: in
 
 
 def test_accumulated_batches_have_the_mean_of_their_gradients(tmp_path: Path) -> None:
-    """For a loss that is a mean over images; others say in their own documentation what it means for them."""
+    """So that a loss that is a mean over images is the same."""
     images = [*SCENES, *EXACT, "--data.training=4", "--model.loss=softjaccard.JaccardLoss", "--model.loss.per=image"]
     assert main([*images, f"--output={tmp_path / 'one'}"]) == 0
     accumulated = ["--data.batch_size=2", "--trainer.accumulate_grad_batches=2"]

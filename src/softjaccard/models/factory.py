@@ -134,17 +134,22 @@ def _unused_parameters(network: SegmentationNetwork, size: Sequence[int]) -> set
     }
 
 
-def _drop_unused(module: nn.Module, unused: set[int]) -> None:
-    """Remove the parts of a module that have unused parameters only, such as late stages of an encoder.
+def _drop_unused(encoder: nn.Module, unused: set[int]) -> None:
+    """Remove an encoder's unused stages, and freeze unused parameters that are deeper inside.
 
-    DistributedDataParallel waits for the gradient of every parameter.
+    DistributedDataParallel waits for the gradient of every parameter that could have one.
     """
-    for name, child in list(module.named_children()):
-        ids = {id(parameter) for parameter in child.parameters()}
-        if ids and ids <= unused:
-            setattr(module, name, nn.Identity())
-        else:
-            _drop_unused(child, unused)
+    containers = [encoder, getattr(encoder, "model", encoder)]
+    for container in containers:
+        for name, child in list(container.named_children()):
+            ids = {id(parameter) for parameter in child.parameters()}
+            # A list of modules is gone through, which an identity cannot be.
+            if ids and ids <= unused and not isinstance(child, nn.ModuleList):
+                setattr(container, name, nn.Identity())
+            elif isinstance(child, nn.Sequential):
+                containers.append(child)
+    for parameter in encoder.parameters():
+        parameter.requires_grad_(id(parameter) not in unused)
 
 
 def _weights_path(encoder: str, weights: str | None) -> Path | None:
