@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import segmentation_models_pytorch as smp
 import timm
 import torch
 from safetensors.torch import save_file
@@ -15,6 +17,7 @@ from softjaccard.errors import InputError
 from softjaccard.models import AuxiliarySettings, create_model
 
 TINY = "tu-test_resnet"
+DEFAULT_TAG = timm.get_pretrained_cfg("resnet18d").tag
 
 
 def tiny(architecture: str = "deeplabv3plus", **settings: Any) -> torch.nn.Module:
@@ -22,7 +25,11 @@ def tiny(architecture: str = "deeplabv3plus", **settings: Any) -> torch.nn.Modul
 
 
 @pytest.mark.parametrize(
-    ("architecture", "stride"), [("deeplabv3plus", 4), ("deeplabv3", 8), ("unet", 1), ("fpn", 4), ("pspnet", 8)]
+    ("architecture", "stride"),
+    [
+        *[("deeplabv3plus", 4), ("deeplabv3", 8), ("unet", 1), ("fpn", 4), ("pspnet", 8), ("upernet", 4)],
+        ("segformer", 4),
+    ],
 )
 def test_logits_keep_their_stride_and_predictions_have_the_images_size(architecture: str, stride: int) -> None:
     network = tiny(architecture)
@@ -51,6 +58,103 @@ def test_predict_leaves_the_mode_as_it_was_and_pads_with_the_mean_colour() -> No
         network.predict(image.to(torch.complex64).numpy())
     assert [module.training for module in network.modules()] == modes
     assert len(set(modes)) == 2
+
+
+@pytest.mark.parametrize(
+    ("encoder", "last"),
+    [
+        ("resnet18", "layer2.1.bn2.bias"),
+        ("mobilenet_v2", "features.6.conv.3.bias"),
+        ("tu-test_efficientnet", "model.blocks.2.0.bn2.bias"),
+        (TINY, "model.layer2.0.downsample.2.bias"),
+    ],
+)
+def test_stages_that_are_not_used_are_dropped(encoder: str, last: str) -> None:
+    network = create_model("pspnet", encoder, 5)
+    assert network.training
+    assert list(dict(network.encoder.named_parameters()))[-1] == last
+    image = torch.rand(2, 3, 64, 96)
+    logits = network.eval()(image)
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    whole = smp.create_model("pspnet", encoder, encoder_weights=None, classes=5, upsampling=1).eval()
+    missing, unknown = whole.load_state_dict(network.body.state_dict(), strict=False)
+    assert not unknown
+    assert bool(missing) == (encoder != TINY)  # most of timm's feature extractors drop them themselves
+    torch.testing.assert_close(whole(network._normalise(image)), logits)
+
+
+@pytest.mark.parametrize("auxiliary", [None, AuxiliarySettings(channels=8)])
+def test_unused_parts_inside_a_stage_are_frozen(auxiliary: AuxiliarySettings | None) -> None:
+    network = create_model("pspnet", "tu-hrnet_w18_small", 5, auxiliary=auxiliary)
+    output = network.outputs(torch.rand(2, 3, 64, 64))
+    sum(logits.sum() for logits in output[:2] if logits is not None).backward()
+    assert all((weight.grad is not None) == weight.requires_grad for weight in network.parameters())
+    assert not all(weight.requires_grad for weight in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("weights", "tags"), [(None, []), ("imagenet", [DEFAULT_TAG, "ra2_in1k"]), ("ra2_in1k", ["ra2_in1k"] * 2)]
+)
+def test_published_weights_of_timm_by_tag(
+    weights: str | None, tags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+
+    def load_pretrained(model: torch.nn.Module, pretrained_cfg: dict[str, Any], **_: Any) -> None:
+        loaded.append(pretrained_cfg["tag"])
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", load_pretrained)
+    for encoder in ("tu-resnet18d", "tu-resnet18d.ra2_in1k"):
+        create_model("unet", encoder, 5, encoder_weights=weights)
+    assert loaded == tags
+
+
+def test_weights_of_encoders_that_are_not_timms(tmp_path: Path) -> None:
+    state = create_model("segformer", "mit_b0", 5).encoder.state_dict()
+    classifier = {"head.weight": torch.zeros(1000, 256), "head.bias": torch.zeros(1000)}  # as its authors publish it
+    torch.save(state | classifier, tmp_path / "weights.pth")
+    torch.manual_seed(1)
+    network = create_model("segformer", "mit_b0", 5, encoder_weights=str(tmp_path / "weights.pth"))
+    for name, value in network.encoder.state_dict().items():
+        torch.testing.assert_close(value, state[name])
+
+
+def test_dropout_before_the_logits() -> None:
+    with pytest.raises(InputError, match=r"dropout is 1.0"):
+        tiny(dropout=1.0)
+    network = tiny("unet", dropout=0.5)
+    image = torch.rand(2, 3, 64, 96)
+    torch.testing.assert_close(network(image), network.body(network._normalise(image)))
+    network.dropout.train()
+    output = network.outputs(image)
+    assert output.features.flatten(2).any(2).all()
+    assert not output.logits.allclose(network.body.segmentation_head(output.features))
+
+
+def test_compiling_changes_neither_values_nor_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    compiled, compile_fully = [], torch.compile
+
+    def compile_quickly(function: Any) -> Any:
+        compiled.append(function)
+        return compile_fully(function, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", compile_quickly)
+    plain = tiny("unet", auxiliary=AuxiliarySettings(channels=8))
+    network = tiny("unet", auxiliary=AuxiliarySettings(channels=8), compile=True)
+    network.load_state_dict(plain.state_dict())
+    assert len(compiled) == 3
+    image = torch.rand(2, 3, 64, 96)
+    for each in (plain, network):
+        output = each.outputs(image)
+        (output.logits.square().mean() + output.auxiliary.mean()).backward()
+    torch.testing.assert_close(network(image), plain(image))
+    for parameter, other in zip(network.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad)
+    copy = deepcopy(network)  # as for a teacher that follows the student
+    torch.nn.init.zeros_(copy.body.segmentation_head[0].weight)
+    assert not copy(image).allclose(network(image))
 
 
 def test_sizes_that_do_not_divide_are_refused() -> None:
@@ -104,7 +208,7 @@ def test_weights_of_networks_that_timm_flattens(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("encoder", "weights", "words"),
     [
-        (TINY, "imagnet", "no file imagnet.*are: imagenet"),
+        (TINY, "imagnet", "no file imagnet.*are: imagenet, r160_in1k"),
         (TINY, "ssl", "no file ssl.*are: imagenet"),
         (TINY, "x.pth.tar", "no file x.pth.tar"),
         (TINY, "weights/enc.ckpt", "no file weights/enc.ckpt"),
@@ -167,6 +271,23 @@ def test_parameter_groups_hold_every_parameter_once() -> None:
         assert group["weight_decay"] == (0.01 if name.endswith("weights") else 0.0)
         assert all((id(parameter) in encoder) == name.startswith("encoder") for parameter in group["params"])
         assert all((parameter.ndim > 1) == name.endswith("weights") for parameter in group["params"])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "encoder", "tables"),
+    [("dpt", "tu-test_vit", {"cls_token", "pos_embed"}), ("unet", "tu-test_maxvit", {"relative_position_bias_table"})],
+)
+def test_tokens_and_tables_of_positions_do_not_decay(architecture: str, encoder: str, tables: set[str]) -> None:
+    network = create_model(architecture, encoder, 5)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    undecayed = [
+        parameter
+        for group in network.parameter_groups(0.1, 10.0, 0.01)
+        if not group["weight_decay"]
+        for parameter in group["params"]
+    ]
+    found = {names[id(parameter)].rpartition(".")[2] for parameter in undecayed if parameter.ndim > 1}
+    assert found == tables
 
 
 @pytest.mark.parametrize("architecture", ["deeplabv3plus", "unet", "pspnet", "segformer"])

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import segmentation_models_pytorch as smp
+import timm
 import torch
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from softjaccard.errors import InputError, first_line
 from softjaccard.models.auxiliary import AuxiliaryHead, AuxiliarySettings
-from softjaccard.models.network import SegmentationNetwork
+from softjaccard.models.network import NetworkOutput, SegmentationNetwork
 
 
 def create_model(
@@ -28,6 +30,8 @@ def create_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     channels_last: bool = False,
+    compile: bool = False,  # noqa: A002
+    dropout: float = 0.0,
     auxiliary: AuxiliarySettings | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> SegmentationNetwork:
@@ -37,13 +41,16 @@ def create_model(
         architecture: A name of segmentation_models.pytorch, such as "deeplabv3plus" or "unet".
         encoder: A name of segmentation_models.pytorch, such as "resnet18", or "tu-" and a name of timm.
         num_classes: Channels of the logits.
-        encoder_weights: None for random ones; the name of published ones, such as "imagenet" (the only one of "tu-"
-            encoders), which are downloaded; or the path of a file with the encoder's state, in .safetensors or torch's
-            format (for "tu-" encoders as timm publishes it).
+        encoder_weights: None for random ones; the name of published ones, such as "imagenet", or for "tu-" encoders a
+            tag of timm's, such as "a1_in1k", which are downloaded; or the path of a file with the encoder's state, in
+            .safetensors or torch's format (for "tu-" encoders as timm publishes it).
         mean: Of the images' channels in [0, 1], as the weights expect it; by default timm's for "tu-" encoders,
             ImageNet's for others.
         std: Likewise.
         channels_last: Keep channels last in memory, which is faster on CPUs and in half precision on GPUs.
+        compile: Compile encoder, decoder and head with torch.compile when they are first used.
+        dropout: Probability of leaving out a channel of the decoder's output before the logits are made of it, beside
+            the dropout that some architectures have themselves.
         auxiliary: Add a head on the encoder's second-last stage.
         options: Further arguments of the architecture's class in segmentation_models.pytorch.
 
@@ -58,8 +65,12 @@ def create_model(
     if architecture not in smp.MODEL_ARCHITECTURES_MAPPING:
         known = ", ".join(smp.MODEL_ARCHITECTURES_MAPPING)
         raise InputError(f"architecture '{architecture}' is unknown; segmentation_models.pytorch has: {known}.")
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout is {dropout}, but must be from 0 to below 1.")
     path = _weights_path(encoder, encoder_weights)
     published = None if path else encoder_weights
+    if published in _tags(encoder):
+        encoder = f"{encoder.partition('.')[0]}.{published}"
     arguments = dict(options or {})
     if "upsampling" in inspect.signature(smp.MODEL_ARCHITECTURES_MAPPING[architecture]).parameters:
         arguments.setdefault("upsampling", 1)
@@ -67,7 +78,7 @@ def create_model(
         body = smp.create_model(
             architecture,
             encoder_name=encoder,
-            # timm's encoders know one set of weights each, which they call True.
+            # timm's encoders have the tag of their weights in their name, and take True for these weights.
             encoder_weights=True if published and encoder.startswith("tu-") else published,
             classes=num_classes,
             **arguments,
@@ -78,13 +89,67 @@ def create_model(
     if path:
         load_encoder_weights(body.encoder, path)
     configuration = getattr(getattr(body.encoder, "model", None), "pretrained_cfg", {})
-    return SegmentationNetwork(
+    network = SegmentationNetwork(
         body,
         mean=mean or configuration.get("mean", IMAGENET_DEFAULT_MEAN),
         std=std or configuration.get("std", IMAGENET_DEFAULT_STD),
         auxiliary=AuxiliaryHead(body.encoder.out_channels[-2], num_classes, auxiliary) if auxiliary else None,
+        dropout=dropout,
         channels_last=channels_last,
     )
+    size = configuration["input_size"] if configuration.get("fixed_input_size") else (3, 256, 256)
+    _drop_unused(network.encoder, _unused_parameters(network, size))
+    if compile:
+        # One by one, because the body is not called as a whole; in place, so that names of the state stay.
+        for part in (body.encoder, body.decoder, body.segmentation_head):
+            part.compile()
+    return network
+
+
+class _Outputs(nn.Module):
+    """A network whose call gives all its outputs."""
+
+    def __init__(self, network: SegmentationNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> NetworkOutput:
+        return self.network.outputs(image)
+
+
+def _unused_parameters(network: SegmentationNetwork, size: Sequence[int]) -> set[int]:
+    """Return which parameters (by id) have no part in any logits, found out on tensors that have only a shape."""
+    outputs = _Outputs(network.eval())
+    shapes = {
+        name: torch.empty_like(tensor, device="meta", requires_grad=isinstance(tensor, nn.Parameter))
+        for name, tensor in [*outputs.named_parameters(), *outputs.named_buffers()]
+    }
+    output = functional_call(outputs, shapes, torch.empty(1, *size, device="meta"))
+    network.train()
+    logits = [each.sum() for each in (output.logits, output.auxiliary) if each is not None]
+    parameters = dict(outputs.named_parameters())
+    gradients = torch.autograd.grad(sum(logits), [shapes[name] for name in parameters], allow_unused=True)
+    return {
+        id(parameter) for parameter, gradient in zip(parameters.values(), gradients, strict=True) if gradient is None
+    }
+
+
+def _drop_unused(encoder: nn.Module, unused: set[int]) -> None:
+    """Remove an encoder's unused stages, and freeze unused parameters that are deeper inside.
+
+    DistributedDataParallel waits for the gradient of every parameter that could have one.
+    """
+    containers = [encoder, getattr(encoder, "model", encoder)]
+    for container in containers:
+        for name, child in list(container.named_children()):
+            ids = {id(parameter) for parameter in child.parameters()}
+            # A list of modules is gone through, which an identity cannot be.
+            if ids and ids <= unused and not isinstance(child, nn.ModuleList):
+                setattr(container, name, nn.Identity())
+            elif isinstance(child, nn.Sequential):
+                containers.append(child)
+    for parameter in encoder.parameters():
+        parameter.requires_grad_(id(parameter) not in unused)
 
 
 def _weights_path(encoder: str, weights: str | None) -> Path | None:
@@ -94,15 +159,20 @@ def _weights_path(encoder: str, weights: str | None) -> Path | None:
     path = Path(weights).expanduser()
     if path.is_file() or any(separator in weights for separator in {"/", os.sep}):
         return path
-    timm = encoder.startswith("tu-")
-    known = smp.encoders.encoders.get(encoder)
-    published = ["imagenet"] if timm or not known else list(known["pretrained_settings"])
+    known = smp.encoders.encoders.get(encoder, {"pretrained_settings": ["imagenet"]})
+    published = ["imagenet", *_tags(encoder)] if encoder.startswith("tu-") else list(known["pretrained_settings"])
     if weights not in published:
         raise InputError(
             f"encoder_weights: there is no file {weights}, and the published weights of '{encoder}' are: "
             f"{', '.join(published)}."
         )
     return None
+
+
+def _tags(encoder: str) -> list[str]:
+    """Return the tags of the weights that timm has for an encoder ("tu-" and its name, with or without a tag)."""
+    name = encoder.removeprefix("tu-").partition(".")[0]
+    return [tagged.partition(".")[2] for tagged in timm.list_models(f"{name}.*", pretrained=True)]
 
 
 def load_encoder_weights(encoder: nn.Module, path: Path) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from timm.models.mobilevit import MobileVitBlock, MobileVitV2Block
 from torch import Tensor, nn
 from torch.nn import functional
 
 from softjaccard.errors import InputError
+
+# timm's names of parameters with more than one dimension that are no weights of a layer: class tokens and positions.
+_UNDECAYED = re.compile(r"(_token|pos_embed|relative_position_bias_table|rel_pos_[hw])$")
 
 
 class NetworkOutput(NamedTuple):
@@ -34,11 +39,14 @@ class SegmentationNetwork(nn.Module):
         mean: Of each image channel, subtracted first.
         std: Of each image channel, divided by.
         auxiliary: From the encoder's second-last stage to logits; used by `outputs` alone.
+        dropout: Probability of leaving out a channel of the decoder's output before the logits are made of it.
         channels_last: Keep channels last in memory, which is faster on CPUs and in half precision on GPUs.
     """
 
     mean: Tensor
     std: Tensor
+    stride: int
+    """Height and width of an image must be multiples of this."""
 
     def __init__(
         self,
@@ -47,6 +55,7 @@ class SegmentationNetwork(nn.Module):
         std: Sequence[float],
         *,
         auxiliary: nn.Module | None = None,
+        dropout: float = 0.0,
         channels_last: bool = False,
     ) -> None:
         """See the class."""
@@ -54,8 +63,12 @@ class SegmentationNetwork(nn.Module):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.body = body.to(memory_format=self.memory_format)
         self.auxiliary = auxiliary.to(memory_format=self.memory_format) if auxiliary else None
+        self.dropout = nn.Dropout2d(dropout)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        # MobileViT's blocks cut their maps, in the end at the encoder's stride, into patches, and else resize them.
+        patches = (max(m.patch_size) for m in body.modules() if isinstance(m, (MobileVitBlock, MobileVitV2Block)))
+        self.stride = int(self.encoder.output_stride) * max(patches, default=1)  # type: ignore[arg-type]
 
     @property
     def encoder(self) -> nn.Module:
@@ -63,11 +76,6 @@ class SegmentationNetwork(nn.Module):
         encoder = self.body.encoder
         assert isinstance(encoder, nn.Module)
         return encoder
-
-    @property
-    def stride(self) -> int:
-        """Height and width of an image must be multiples of this."""
-        return int(self.encoder.output_stride)  # type: ignore[arg-type]
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (B, C, h, w) of images (B, 3, H, W); h and w are H and W over the logits' stride.
@@ -111,14 +119,20 @@ class SegmentationNetwork(nn.Module):
         Args:
             learning_rate: Of the encoder.
             decoder_factor: The rest of the network learns this many times faster.
-            weight_decay: Of weights; biases and scales (1-D parameters) have none.
+            weight_decay: Of weights; biases and scales (1-D parameters), class tokens and tables of positions have
+                none.
         """
         encoder = {id(parameter) for parameter in self.encoder.parameters()}
+        decaying = {
+            id(parameter)
+            for name, parameter in self.named_parameters()
+            if parameter.ndim > 1 and not _UNDECAYED.search(name)
+        }
         groups = []
         for part, factor in (("encoder", 1.0), ("decoder", decoder_factor)):
             members = [p for p in self.parameters() if p.requires_grad and (id(p) in encoder) == (part == "encoder")]
             for kind, decay in (("weights", weight_decay), ("biases", 0.0)):
-                parameters = [p for p in members if (p.ndim > 1) == (kind == "weights")]
+                parameters = [p for p in members if (id(p) in decaying) == (kind == "weights")]
                 groups.append(
                     {
                         "name": f"{part}_{kind}",
@@ -147,4 +161,5 @@ class SegmentationNetwork(nn.Module):
         # The encoder of DPT returns a pair, both parts of which its decoder takes.
         pair = isinstance(encoded, tuple)
         features = body.decoder(*encoded) if pair else body.decoder(encoded)
-        return NetworkOutput(body.segmentation_head(features), None, features), encoded[0] if pair else encoded
+        logits = body.segmentation_head(self.dropout(features))
+        return NetworkOutput(logits, None, features), encoded[0] if pair else encoded
