@@ -345,12 +345,12 @@ def _compare(known: argparse.Namespace, settings: list[str]) -> None:
 def _recipes(known: argparse.Namespace, settings: list[str]) -> None:
     if settings:
         raise InputError(f"unknown arguments: {' '.join(settings)} (see softjaccard recipes --help)")
-    from softjaccard.training.recipes import describe_part, recipe_parts
+    from softjaccard.training.recipes import recipe_parts
 
     for kind, parts in recipe_parts().items():
         sys.stdout.write(f"{kind}\n")
-        for name, path in parts.items():
-            sys.stdout.write(f"  {name:<22} {describe_part(path)}\n")
+        for name, what in parts.items():
+            sys.stdout.write(f"  {name:<30} {what}\n")
     sys.stdout.write("A recipe joins their names, such as: softjaccard fit --recipe scenes+boundary-smoothing\n")
 
 

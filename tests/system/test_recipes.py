@@ -10,7 +10,7 @@ import yaml
 
 from drawn_camvid import draw_camvid
 from softjaccard.cli import main
-from softjaccard.training.recipes import describe_part, load_recipe, merge, recipe_parts
+from softjaccard.training.recipes import load_recipe, merge, recipe_parts
 
 PARTS = recipe_parts()
 TWO_STEPS = [
@@ -128,10 +128,9 @@ def test_every_part_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     output = capsys.readouterr().out
     for parts in PARTS.values():
-        for name, path in parts.items():
-            assert f"  {name} " in output
-            assert describe_part(path) in output
-            assert path.read_text().startswith("# ")
+        for name, what in parts.items():
+            assert f"  {name:<30} {what}\n" in output
+            assert len(what) > 10
 
 
 def test_parts_join_in_any_order_and_a_new_class_begins_anew() -> None:

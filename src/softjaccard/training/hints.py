@@ -7,9 +7,10 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
+
+from softjaccard.errors import nearest_names
 
 _UNKNOWN = (
     re.compile(r"^(?:(?P<owner>[\w.]+): )?Option '(?P<option>[\w.]+)' is not accepted"),
@@ -29,7 +30,7 @@ def with_hint(message: str, config: Mapping[str, Any], options: Mapping[str, Ite
     Example:
         >>> config = {"model": {"class_path": "softjaccard.JaccardLoss"}}
         >>> with_hint("model: Option 'gama' is not accepted", config, {"model": ()})
-        'there is no setting model.gama; the nearest are: model.gamma'
+        'there is no setting model.gama. Did you mean gamma?'
     """
     found = next((match for pattern in _UNKNOWN if (match := pattern.match(message))), None)
     if found is None:
@@ -40,10 +41,7 @@ def with_hint(message: str, config: Mapping[str, Any], options: Mapping[str, Ite
     where: Any = None
     for depth, name in enumerate(names):
         if name not in known:
-            owner = "".join(f"{part}." for part in names[:depth])
-            near = [owner + match for match in get_close_matches(name, list(known), n=3, cutoff=0.5)]
-            hint = f"the nearest are: {', '.join(near)}" if near else f"there are: {', '.join(map(str, known))}"
-            return f"there is no setting {owner}{name}; {hint}"
+            return f"there is no setting {'.'.join(names[: depth + 1])}. {nearest_names(name, known)}"
         config, where = _below(config, name, where)
         known = _names(config, where) or (options[name] if depth == 0 else ())
     return message

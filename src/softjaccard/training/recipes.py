@@ -9,27 +9,29 @@ over those of a kind before its own in this list, and all over what every recipe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from softjaccard.errors import InputError
+from softjaccard.errors import InputError, nearest_names
+from softjaccard.models import ARCHITECTURES
 
 KINDS = ("data", "network", "schedule", "loss", "method")
 _USUAL = {"method": "hard"}
 
 
-def recipe_parts() -> dict[str, dict[str, Path]]:
-    """Return the files of the parts, by kind and name."""
-    return {kind: {path.stem: path for path in sorted((_folder() / kind).glob("*.yaml"))} for kind in KINDS}
-
-
-def describe_part(path: Path) -> str:
-    """Return what the first line of a part's file says about it."""
-    return path.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ")
+def recipe_parts() -> dict[str, dict[str, str]]:
+    """Return what each part is, by kind and name."""
+    parts = {
+        kind: {path.stem: _first_line(path) for path in sorted(_file(kind, "*").parent.glob("*"))} for kind in KINDS
+    }
+    named = (
+        f"{each['architecture']} with {each['encoder']}, as in the paper's code" for each in ARCHITECTURES.values()
+    )
+    parts["network"] |= dict(zip(ARCHITECTURES, named, strict=True))
+    return parts
 
 
 def load_recipe(name: str) -> dict[str, Any]:
@@ -56,10 +58,10 @@ def load_recipe(name: str) -> dict[str, Any]:
         chosen[kind] = part
     if "data" not in chosen:
         raise InputError(f"--recipe: {name} has no part for the data; add one of: {', '.join(parts['data'])}.")
-    recipe = _read(_folder() / "common.yaml")
-    data = _read(parts["data"][chosen["data"]])
+    recipe = _read(_file("", "common"))
+    data = _read(_file("data", chosen["data"]))
     chosen = {**_USUAL, **data.pop("defaults"), **chosen}
-    for settings in (data, *(_read(parts[kind][chosen[kind]]) for kind in KINDS[1:] if kind in chosen)):
+    for settings in (data, *(_part(kind, chosen[kind]) for kind in KINDS[1:] if kind in chosen)):
         recipe = merge(recipe, settings)
     return recipe
 
@@ -88,8 +90,17 @@ def merge(first: Mapping[str, Any], second: Mapping[str, Any], depth: int = 0) -
     return merged
 
 
-def _folder() -> Path:
-    return Path(str(files("softjaccard") / "recipes"))
+def _file(kind: str, name: str) -> Path:
+    return Path(str(files("softjaccard"))) / "recipes" / kind / f"{name}.yaml"
+
+
+def _first_line(path: Path) -> str:
+    return path.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ")
+
+
+def _part(kind: str, name: str) -> Mapping[str, Any]:
+    path = _file(kind, name)
+    return {"model": {"init_args": ARCHITECTURES[name]}} if kind == "network" and not path.exists() else _read(path)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -98,8 +109,6 @@ def _read(path: Path) -> dict[str, Any]:
     return merge(_read(path.with_name(f"{other}.yaml")), part) if other else part
 
 
-def _unknown(part: str, parts: Mapping[str, Mapping[str, Path]]) -> str:
+def _unknown(part: str, parts: Mapping[str, Mapping[str, str]]) -> str:
     known = [name for kind in KINDS for name in parts[kind]]
-    near = get_close_matches(part, known, n=3, cutoff=0.5)
-    hint = f"the nearest are: {', '.join(near)}" if near else f"there are: {', '.join(known)}"
-    return f"there is no part '{part}'; {hint} (softjaccard recipes lists all)."
+    return f"there is no part '{part}'. {nearest_names(part, known)} `softjaccard recipes` lists all."

@@ -46,6 +46,8 @@ class SupervisedSegmentation(LightningModule):
         mean: Of the images' channels in [0, 1], as the encoder expects it; null for the one its weights were made with.
         std: Likewise.
         channels_last: Keep channels last in memory, which is faster on CPUs and in half precision on GPUs.
+        compile: Compile encoder, decoder and head with torch.compile when they are first used.
+        dropout: Probability of leaving out a channel of the decoder's output before the logits.
         model_options: Further arguments of the architecture's class in segmentation_models.pytorch.
         optimiser: How weights are updated.
 
@@ -66,6 +68,8 @@ class SupervisedSegmentation(LightningModule):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         channels_last: bool = False,
+        compile: bool = False,  # noqa: A002
+        dropout: float = 0.0,
         model_options: Mapping[str, Any] | None = None,
         optimiser: OptimiserSettings = OptimiserSettings(),  # noqa: B008 (frozen)
     ) -> None:
@@ -84,6 +88,8 @@ class SupervisedSegmentation(LightningModule):
             mean=mean,
             std=std,
             channels_last=channels_last,
+            compile=compile,
+            dropout=dropout,
             auxiliary=auxiliary,
             options=model_options,
         )
