@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from drawn_camvid import draw_camvid
+from drawn_data import draw, draw_ade20k, draw_cityscapes, draw_deepglobe, draw_voc, save
+from drawn_raters import draw_raters
 from softjaccard.cli import main
 from softjaccard.training.recipes import load_recipe, merge, recipe_parts
 
@@ -46,15 +49,54 @@ def test_every_method(method: str, teacher: Path, tmp_path: Path) -> None:
     assert all(bool(row.get("train/distillation")) == method.startswith("distillation") for row in rows)
 
 
-def test_camvid(tmp_path: Path) -> None:
-    root = draw_camvid(tmp_path / "camvid")
-    settings = [
-        "--data.batch_size=2",
-        "--data.crop=[16,32]",
-        "--data.pad_multiple=32",
-        "--model.encoder=tu-test_resnet",
-    ]
-    assert len(trained(tmp_path / "run", "camvid", f"--data.root={root}", *settings)) == 2
+def draw_folder(root: Path) -> None:
+    """Write images with index masks and a class file."""
+    rng = np.random.default_rng(0)
+    for number in range(10):
+        draw(root / "images" / f"{number}.png", rng)
+        save(rng.integers(0, 3, (12, 17), np.uint8), root / "masks" / f"{number}.png")
+    (root / "classes.yaml").write_text("classes: [ground, crop, weed]\n")
+
+
+DRAWN = {
+    "ade20k": (draw_ade20k, []),
+    "bu-bil": (
+        draw_raters,
+        ["--data.classes=[ground,crop,weed]", "--model.num_classes=3", "--data.validation_share=0.4"],
+    ),
+    "camvid": (draw_camvid, []),
+    "cityscapes": (draw_cityscapes, []),
+    "deepglobe-land": (draw_deepglobe, []),
+    "folder": (draw_folder, ["--model.num_classes=3", "--data.shares=[0.2,0.2]"]),
+    "voc": (draw_voc, []),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*officially")
+@pytest.mark.parametrize("data", [name for name in PARTS["data"] if not name.startswith("scenes")])
+def test_every_data_set(data: str, tmp_path: Path) -> None:
+    draw_files, settings = DRAWN[data]
+    draw_files(tmp_path / "data")
+    tiny = ["--data.batch_size=2", "--data.crop=[32,32]", "--data.pad_multiple=32", "--data.workers=0"]
+    tiny += ["--model.encoder=tu-test_resnet", "--model.model_options={}"]
+    rows = trained(tmp_path / "run", data, f"--data.root={tmp_path / 'data'}", *tiny, *settings)
+    assert [float(row["train/loss"]) > 0 for row in rows] == [True, True]
+
+
+@pytest.mark.parametrize("part", [*PARTS["schedule"], *PARTS["loss"]])
+def test_every_schedule_and_loss(part: str, tmp_path: Path) -> None:
+    assert len(trained(tmp_path / "run", f"scenes+{part}", *TINY_SCENES)) == 2
+
+
+@pytest.mark.parametrize(
+    "network",
+    [name if name in ("deeplabv3plus-lite0", "segformer-mit-b0") else pytest.param(name, marks=pytest.mark.slow)
+     for name in PARTS["network"]],
+)  # fmt: skip
+def test_every_network(network: str, tmp_path: Path) -> None:
+    settings = ["--data.size=64", "--data.crop=[64,64]", "--data.pad_multiple=64", "--data.training=4"]
+    settings += ["--data.validation=2", "--data.batch_size=2", "--trainer.max_steps=2"]
+    assert len(trained(tmp_path / "run", f"scenes+{network}", *settings)) == 2
 
 
 def test_a_run_keeps_the_settings_of_its_recipe(teacher: Path) -> None:
