@@ -134,6 +134,21 @@ def test_a_teacher_is_no_part_of_its_students(
     assert "model.teacher: There is no run" in capsys.readouterr().err
 
 
+def test_a_teachers_logits_are_kept_and_used_again(teacher: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    whole = ["--data.crop=null", "--data.flip=0", "--data.pad_multiple=32", f"--model.teacher={teacher}"]
+    cached = [*TINY_SCENES, *whole, f"--model.teacher_cache={kept}"]
+    first = trained(tmp_path / "first", "scenes+distillation-jml", *cached)
+    files = {path: path.stat().st_mtime_ns for path in kept.rglob("*.safetensors")}
+    assert len(files) == 8
+    again = trained(tmp_path / "again", "scenes+distillation-jml", *cached)
+    assert {path: path.stat().st_mtime_ns for path in kept.rglob("*.safetensors")} == files
+    assert first == again
+    asked = trained(tmp_path / "asked", "scenes+distillation-jml", *TINY_SCENES, *whole)
+    for row, other in zip(first, asked, strict=True):
+        assert float(row["train/distillation"]) == pytest.approx(float(other["train/distillation"]), rel=1e-2)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
