@@ -7,6 +7,7 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -41,6 +42,8 @@ def with_hint(message: str, config: Mapping[str, Any], options: Mapping[str, Ite
     where: Any = None
     for depth, name in enumerate(names):
         if name not in known:
+            if depth == 0 and not get_close_matches(name, list(known)):
+                break  # perhaps meant for the command itself
             return f"there is no setting {'.'.join(names[: depth + 1])}. {nearest_names(name, known)}"
         config, where = _below(config, name, where)
         known = _names(config, where) or (options[name] if depth == 0 else ())
