@@ -62,6 +62,7 @@ def test_all_settings_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None
         (["--data.root=ROOT", "--model.optimizer.learning_rate=1"], ["model.optimizer", "mean optimiser?"]),
         (["--data.root=ROOT", "--model.optimiser.learning_rte=1"], ["optimiser.learning_rte.", "mean learning_rate?"]),
         (["--data.root=ROOT", "--model.auxiliary.chanels=1"], ["model.auxiliary.chanels", "mean channels?"]),
+        (["--data.root=ROOT", "--model.loss.region.alpha=2"], ["model.loss.region", "alpha"]),
         (["--data.root=ROOT", "--model.loss.region.gradient=x"], ["model.loss.region.gradient", "error_scaled"]),
         (["--data.root=ROOT", "--model.loss.region.gamma=0.5"], ["gamma", "0.5"]),
         (["--data.root=ROOT", "--model.optimiser.learning_rate=-1"], ["learning_rate"]),
@@ -73,7 +74,7 @@ def test_all_settings_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None
         (["--data.root=ROOT", "--trainer.accelerator=abacus"], ["trainer", "abacus"]),
         (["--data.root=ROOT", "--nonsense=3"], ["nonsense"]),
         (["--config=other.yaml"], ["other.yaml", "--recipe"]),
-        (["--config=FILE"], ["modell"]),
+        (["--config=FILE"], ["file.yaml", "modell.", "mean model?"]),
         (["--resume"], ["no run to resume"]),
     ],
 )

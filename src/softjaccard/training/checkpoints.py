@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import OrderedDict
@@ -58,7 +59,7 @@ class RunConfig(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Write the file."""
-        if trainer.is_global_zero and not self._written:
+        if trainer.is_global_zero and not self._written and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             write_text(self._path, yaml.safe_dump(self._config, sort_keys=False))
             self._written = True
 
@@ -132,7 +133,7 @@ class RunCheckpoints(Checkpoint):
                 f"{', '.join(trainer.callback_metrics) or 'nothing'}."
             )
         value = float(trainer.callback_metrics[self._monitor])
-        if self.best is None or value > self.best:
+        if self.best is None or math.isnan(self.best) or value > self.best:
             self.best = value
             trainer.save_checkpoint(self._folder / "best.ckpt")
 
