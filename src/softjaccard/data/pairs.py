@@ -151,7 +151,8 @@ class PairedImages(Dataset[dict[str, Tensor]], ABC):
         return [warning] if warning else []
 
     def _check(self) -> None:
-        for what, paths in (("image", {p.image: 0 for p in self.pairs}), ("mask", [p.mask for p in self.pairs])):
+        images = list(dict.fromkeys(pair.image for pair in self.pairs))
+        for what, paths in (("image", images), ("mask", [pair.mask for pair in self.pairs])):
             missing = [path for path in paths if not path.is_file()]
             if missing:
                 raise InputError(
