@@ -247,6 +247,22 @@ def test_annotators_are_drawn_by_the_seed() -> None:
     assert "annotator" not in transform(with_soft_label(sample), (0,))
 
 
+@pytest.mark.parametrize("labelled", [[1], [0, 3], [0, 1, 2, 3], []])
+def test_only_annotators_who_labelled_the_image_are_drawn(labelled: list[int]) -> None:
+    sample = drawn(9, 12, raters=4, void=0.0)
+    for annotator in {*range(4)}.difference(labelled):
+        sample["votes"][annotator] = IGNORE_INDEX
+    for annotator in labelled:
+        sample["votes"][annotator, 1:] = IGNORE_INDEX  # a few votes are enough
+    transform = TrainingTransform((2, 2))
+    times = torch.tensor([transform(sample, (0, 0, image))["annotator"] for image in range(600)]).bincount(minlength=4)
+    expected = labelled or list(range(4))
+    assert times.nonzero().flatten().tolist() == expected
+    # Four standard deviations of a binomial count.
+    share = 1 / len(expected)
+    assert (times[expected] - 600 * share).abs().max() <= 4 * (600 * share * (1 - share)) ** 0.5
+
+
 def test_every_draw_is_a_function_of_the_seed() -> None:
     photometric = PhotometricSettings(0.5, 0.5, 0.5, 0.2, 0.8, 0.2, 0.5)
     transform = TrainingTransform((9, 11), scale_range=(0.5, 2.0), photometric=photometric, num_classes=CLASSES)
@@ -363,6 +379,10 @@ def test_nothing_random_is_the_identity() -> None:
     assert all(torch.equal(result[name], value) for name, value in sample.items())
     assert transform.deterministic
     assert TrainingTransform(None, flip=0.0, photometric=PhotometricSettings()).deterministic
+    idle = PhotometricSettings(jitter_probability=0.5, blur_sigma=(1.0, 1.0))
+    never = PhotometricSettings(0.4, 0.4, 0.4, 0.1, jitter_probability=0.0)
+    for photometric in (idle, never):
+        assert TrainingTransform(None, flip=0.0, photometric=photometric).deterministic
     changes: list[dict[str, Any]] = [
         {"crop": (7, 9)}, {"scale_range": (1.0, 1.5)}, {"flip": 0.1}, {"photometric": PhotometricSettings(hue=0.1)},
     ]  # fmt: skip

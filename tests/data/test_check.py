@@ -11,6 +11,7 @@ from PIL import Image
 
 from drawn_camvid import draw_camvid
 from drawn_data import draw_ade20k, draw_cityscapes, draw_deepglobe, draw_voc
+from drawn_raters import CLASSES, draw_raters
 from softjaccard.cli import main
 from softjaccard.data import check
 from softjaccard.data.cityscapes import Cityscapes
@@ -69,6 +70,37 @@ def test_settings_of_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (code, lines[-1]) == (0, "Images and masks in order: 13")
 
 
+def test_votes_of_annotators(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw_raters(tmp_path)
+    for annotator, name in (("Bob", "train 1"), ("Cy", "train 1"), ("Cy", "test 0")):
+        (tmp_path / "masks" / annotator / f"{name}.png").unlink()
+    mask = Image.open(tmp_path / "masks" / "Ann" / "test 2.png")
+    mask.paste(9, (0, 0, 31, 5))
+    mask.save(tmp_path / "masks" / "Ann" / "test 2.png")
+    arguments = ["check", "annotators", "--root", str(tmp_path), "--data.classes=[ground,cell,rim]"]
+    arguments += ["--split", "train", "test", "--data.void=9"]
+    code, lines, error = run([*arguments, "--data.missing=ignore"], capsys)
+    assert (code, error) == (0, "")
+    paths = [[*(tmp_path / "masks").glob(f"*/{split} *.png")] for split in ("train", "test")]
+    votes = [np.concatenate([np.asarray(Image.open(path)).ravel() for path in each]) for each in paths]
+    for index, name in enumerate(CLASSES):
+        assert cells(lines, name)[3:] == [f"{100 * (each == index).mean():.3f}" for each in votes]
+    assert cells(lines, "ignored")[3:] == ["-", f"{100 * (votes[1] == 9).mean():.3f}"]
+    assert cells(lines, "images")[3:] == ["7", "3"]
+    assert lines[-4:] == [
+        "Warning: Bob has no mask of 1 of the 7 images of the train split: train 1.",
+        "Warning: Cy has no mask of 1 of the 7 images of the train split: train 1.",
+        "Warning: Cy has no mask of 1 of the 3 images of the test split: test 0.",
+        "Images and masks in order: 10",
+    ]
+    (tmp_path / "images" / "test 1.png").write_text("no image")
+    code, lines, error = run(arguments, capsys)
+    assert code == 2
+    assert "has 4 problems (images checked: 10)" in error  # of the spoilt image one, though it has three masks
+    for missing in ("Bob/train 1.png", "Cy/train 1.png", "Cy/test 0.png"):
+        assert f"{tmp_path / 'masks' / missing} is missing." in lines
+
+
 def test_all_that_is_wrong_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = draw_camvid(tmp_path / "camvid")
     images, masks = root / "images" / "train", root / "annotations" / "train"
@@ -119,7 +151,10 @@ def test_a_long_list_of_problems_is_cut(
     ("arguments", "words"),
     [
         (["check", "cityscape", "--root", "ROOT"], "There is no data set cityscape. Did you mean cityscapes?"),
-        (["check", "coco", "--root", "ROOT"], "There is ade20k, camvid, cityscapes, deepglobe-land, folder, voc."),
+        (
+            ["check", "coco", "--root", "ROOT"],
+            "There is ade20k, annotators, camvid, cityscapes, deepglobe-land, folder, voc.",
+        ),
         (["check", "camvid", "--root", "ROOT/camvit"], "camvit. Did you mean camvid?"),
         (
             ["check", "camvid", "--root", "ROOT/camvid", "--data.rot=3"],

@@ -71,6 +71,24 @@ def test_lists(tmp_path: Path, classes: str) -> None:
         ImageFolder(tmp_path, "val")
 
 
+@pytest.mark.parametrize("names", [["b", "b.JPG"], ["deep/a", "deep\\a"]])
+def test_a_name_that_is_twice_in_a_list(tmp_path: Path, names: list[str]) -> None:
+    draw_folder(tmp_path)
+    write_list(tmp_path / "train.txt", ["a", *names])
+    with pytest.raises(InputError, match=f"train.txt has {names[0]} more than once"):
+        ImageFolder(tmp_path)
+
+
+def test_no_image_is_trained_on_and_tested(tmp_path: Path) -> None:
+    draw_folder(tmp_path)
+    for split, names in {"train": ["a", "b"], "val": ["deep/a"], "test": ["deep/a", "b.JPG"]}.items():
+        write_list(tmp_path / f"{split}.txt", names)
+    for split, other in (("train", "test"), ("test", "train")):
+        with pytest.raises(InputError, match=rf"{split}.txt and .*{other}.txt both have b \(1 in all\)"):
+            ImageFolder(tmp_path, split)  # type: ignore[arg-type]
+    assert ImageFolder(tmp_path, "val").ids == ("deep/a",)
+
+
 def test_classes(tmp_path: Path) -> None:
     draw_folder(tmp_path)
     dataset = ImageFolder(tmp_path, shares=SHARES)

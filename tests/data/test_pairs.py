@@ -72,9 +72,13 @@ def test_a_photograph_is_turned_as_its_mask_was_drawn(root: Path) -> None:
     [Image.fromarray(IDS), with_palette(IDS, PALETTE), Image.fromarray(IDS.astype(np.uint16))],
     ids=["8 bits", "palette", "16 bits"],
 )
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_kinds_of_index_masks(root: Path, mask: Image.Image, kind: str) -> None:
-    mask.save(mask_path(root), kind)
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [("PNG", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("TIFF", {"compression": "tiff_adobe_deflate"})],
+    ids=["PNG", "TIFF", "TIFF with LZW", "TIFF with deflate"],
+)
+def test_kinds_of_index_masks(root: Path, mask: Image.Image, kind: str, settings: dict[str, str]) -> None:
+    mask.save(mask_path(root), kind, **settings)
     label = CamVid(root)[0]["label"]
     assert label.dtype == torch.int64
     assert np.array_equal(label.numpy(), IDS)
@@ -128,6 +132,7 @@ def frames(path: Path) -> None:
         (lambda path: Image.fromarray(IDS.astype(np.float32)).save(path, "TIFF"), "mode F; expected one id"),
         (lambda path: Image.fromarray(IDS.astype(np.int32)).save(path, "TIFF"), "mode I; expected one id"),
         (frames, "has 2 frames"),
+        (lambda path: Image.fromarray(IDS * 10).save(path, "TIFF", compression="jpeg"), "is a TIFF file with jpeg"),
         # 266 is 10 in 8 bits.
         (lambda path: Image.new("I;16", (64, 48), 266).save(path), r"holds 266 \(3072 pixels\); expected 0 to 11"),
         (lambda path: cut(path, 0.7), "cannot be read as an image"),

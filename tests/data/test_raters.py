@@ -121,9 +121,10 @@ def test_a_share_of_the_training_images_validates(root: Path) -> None:
     assert len({ids("val", validation_seed=seed) for seed in range(6)}) > 3
     # The others stay where they are when images are added.
     (root / "train.txt").write_text("\n".join([*train, "test 0", *val]))
+    (root / "test.txt").write_text("test 1\ntest 2")
     assert set(val) <= set(ids("val", validation_share=0.4))
     (root / "val.txt").write_text("test 1\n")
-    assert ids("val", validation_share=None) == ("test 1",)
+    assert ids("val", validation_share=None) == ("test 1",)  # may be in the list of test, too
     assert len(ids("train", validation_share=None)) == 8
 
 
@@ -155,13 +156,13 @@ def remove_two_masks(root: Path) -> None:
         (lambda root: (root / "train.txt").write_bytes(b"\r\n"), ["empty", "train.txt"]),
         (lambda root: (root / "train.txt").write_bytes(b"\xff\xfe"), ["train.txt", "UTF-8"]),
         (lambda root: (root / "train.txt").write_text("train 1\ntrain 1"), ["train.txt", "train 1 more than once"]),
-        (lambda root: (root / "images" / "train 2.png").unlink(), ["1 of the 7 images", "train 2.png"]),
-        (lambda root: shutil.rmtree(root / "images"), ["7 of the 7 images", "train 0.png"]),
+        (lambda root: (root / "images" / "train 2.png").unlink(), ["1 of the 7 image files", "train 2.png"]),
+        (lambda root: shutil.rmtree(root / "images"), ["7 of the 7 image files", "train 0.png"]),
         (lambda root: shutil.rmtree(root / "masks"), ["no masks", "masks/ANNOTATOR"]),
         (remove_two_masks, ["2 masks", "Bob/train 2.png", "data.missing", "(Ann, Cy)"]),
         (remove_all_masks, ["3 masks", "Ann/train 3.png", "none here"]),
         (spoil_size, ["differ in size", "images/train 0.png", "Bob/train 0.png", "(31, 20)", "(30, 20)"]),
-        (spoil_ids, ["Cy/train 0.png holds 7, 255", "0 to 2", "data.void"]),
+        (spoil_ids, ["Cy/train 0.png holds 7 (1 pixels), 255 (1 pixels)", "0 to 2", "data.void"]),
         (lambda root: save(np.zeros((20, 31)), mask_of(root, "Ann", "train 0"), "RGB"), ["Ann/train 0.png", "RGB"]),
         (lambda root: mask_of(root, "Ann", "train 0").write_bytes(b"no image"), ["Ann/train 0.png", "cannot be read"]),
     ],
@@ -205,6 +206,18 @@ def test_without_a_list_the_share_is_named(root: Path) -> None:
     data = RatersData(str(root), CLASSES)
     with pytest.raises(InputError, match=r"val.txt was looked for; set data.validation_share"):
         data.setup("fit")
+
+
+def test_no_image_is_trained_on_and_tested(root: Path) -> None:
+    (root / "val.txt").write_text("train 3\ntest 1\n")
+    Raters(root, classes=CLASSES, validation_share=0.3)  # which does not read that list
+    for split in ("train", "val"):
+        with pytest.raises(InputError, match=rf"{split}.txt and .*/(train|val).txt both have train 3 \(1 in all\)"):
+            Raters(root, split, classes=CLASSES)
+    (root / "test.txt").write_text("test 0\ntrain 4\ntrain 2")
+    for split in ("train", "val", "test"):
+        with pytest.raises(InputError, match=r"both have train 2 \(2 in all\)"):
+            Raters(root, split, classes=CLASSES, validation_share=0.3)
 
 
 def test_evaluation_batches(root: Path) -> None:

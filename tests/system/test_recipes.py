@@ -202,6 +202,16 @@ def test_every_part_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
             assert len(what) > 10
 
 
+@pytest.mark.parametrize("data", PARTS["data"])
+def test_crops_and_padding_suit_every_network_of_stride_32(data: str) -> None:
+    settings = load_recipe(data)["data"]["init_args"]
+    if data.startswith("scenes"):  # whose first line says so
+        assert "stride 32 need --data.crop [64,64]" in PARTS["data"]["scenes"]
+        assert settings["size"] % 32 == 0
+    else:
+        assert [side % 32 for side in (*settings["crop"], settings.get("pad_multiple", 32))] == [0, 0, 0]
+
+
 def test_parts_join_in_any_order_and_a_new_class_begins_anew() -> None:
     assert load_recipe("boundary-smoothing+scenes") == load_recipe("scenes+unet-small+boundary-smoothing")
     region = load_recipe("bu-bil")["model"]["init_args"]["loss"]["init_args"]["region"]

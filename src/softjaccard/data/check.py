@@ -27,11 +27,13 @@ from softjaccard.data.folder import ImageFolderData
 from softjaccard.data.images import read_rgb
 from softjaccard.data.module import Split
 from softjaccard.data.pairs import Pair, PairedData, PairedImages, check_sizes, existing_folder
+from softjaccard.data.raters import RatersData
 from softjaccard.data.voc import VOCData
 from softjaccard.errors import InputError, nearest_names
 
 DATA_SETS: dict[str, type[PairedData]] = {
     "ade20k": ADE20KData,
+    "annotators": RatersData,
     "camvid": CamVidData,
     "cityscapes": CityscapesData,
     "deepglobe-land": DeepGlobeLandData,
@@ -74,10 +76,10 @@ def check_data_set(name: str, root: str, splits: Sequence[Split], settings: Sequ
             problems.extend(checked[-1].problems)
         except InputError as error:
             problems.append(str(error))
-    problems = list(dict.fromkeys(problems))  # what all splits share is said once
+    problems = list(dict.fromkeys(problems))  # what splits, or an image's masks, share is said once
     if checked:
         console.print(_histogram(checked))
-    warnings = [f"Warning: {each.dataset.count_warning()}" for each in checked if each.dataset.count_warning()]
+    warnings = [f"Warning: {remark}" for each in checked for remark in each.dataset.remarks()]
     more = [f"... and {len(problems) - _MOST_LISTED} more."] if len(problems) > _MOST_LISTED else []
     for line in (*warnings, *problems[:_MOST_LISTED], *more):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -97,7 +99,9 @@ def _check_split(dataset: PairedImages, console: Console) -> _Split:
         results = pool.map(partial(_check_pair, dataset), dataset.pairs)
         title = f"Checking {dataset.split}"
         quiet = not console.is_terminal
-        for problems, pixels in track(results, title, len(dataset), console=console, transient=True, disable=quiet):
+        for problems, pixels in track(
+            results, title, len(dataset.pairs), console=console, transient=True, disable=quiet
+        ):
             found.problems.extend(problems)
             np.add(found.pixels, pixels, out=found.pixels)
     finally:  # after Ctrl-C, without the files that are left

@@ -21,9 +21,10 @@ class DeepGlobeLand(PairedImages):
     """DeepGlobe Land's images and colour masks (Demir et al., CVPR workshops 2018).
 
     Layout: `ID_sat.jpg` and `ID_mask.png` in the root, its `train` or its `land-train`. Only these 803 images have
-    public labels; they are sorted by name and cut into five folds of 160, the last three images always being trained
-    on. Val is the fold of that number, train all others, and test is val. As the data set's own description has it, a
-    mask's channels count as 255 from 128 on. Unknown (black) is ignored.
+    public labels; they are sorted by the images' file names, in which 119012_sat.jpg comes before 119_sat.jpg, and cut
+    into five folds of 160, the last three images always being trained on. Val is the fold of that number, train all
+    others, and test is val. As the data set's own description has it, a mask's channels count as 255 from 128 on.
+    Unknown (black) is ignored.
 
     Args:
         root: The folder of the data set.
@@ -59,6 +60,7 @@ class DeepGlobeLand(PairedImages):
     def _find_pairs(self) -> list[Pair]:
         folder = first_folder(self.root, (".", "train", "land-train"), "*_sat.jpg", self.title)
         pairs = pairs_in_folders(folder, folder, "_sat.jpg", "_mask.png")
+        pairs.sort(key=lambda pair: pair.image.name)  # not by id, of which one may begin another
         size = len(pairs) // _FOLDS
         if size == 0:
             raise InputError(f"{folder} has {len(pairs)} images, too few for {_FOLDS} folds.")

@@ -12,12 +12,20 @@ import yaml
 from softjaccard.data.colours import Colours, distinct_colours
 from softjaccard.data.masks import MaskValues, pack_colours, read_colour_mask, read_index_mask, show_packed
 from softjaccard.data.module import Split
-from softjaccard.data.pairs import Pair, PairedData, PairedImages, draw_order, existing_folder, read_list, repeated
+from softjaccard.data.pairs import (
+    SPLITS,
+    Pair,
+    PairedData,
+    PairedImages,
+    draw_order,
+    existing_folder,
+    read_split,
+    repeated,
+)
 from softjaccard.errors import InputError, nearest_names
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 _IGNORED = 255
-_SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class ImageFolder(PairedImages):
@@ -42,7 +50,7 @@ class ImageFolder(PairedImages):
 
     - shares of all images, drawn by a seed, if `shares` is given;
     - `train.txt`, `val.txt` and `test.txt` in the root, with one name per line as under `images/` (the ending may be
-      left out), if there is any of them;
+      left out), if there is any of them; none of train's may be in another;
     - the sub-folders `train`, `val` and `test` of `images/` and `masks/`.
 
     Args:
@@ -98,8 +106,8 @@ class ImageFolder(PairedImages):
         if self.shares is not None:
             chosen: Sequence[str] = self._share(names)
         elif _listed(self.root):
-            chosen = [_without_ending(each) for each in read_list(self.root / f"{self.split}.txt")]
-        elif any((self.root / "images" / split).is_dir() for split in _SPLITS):
+            chosen = read_split(self.root, self.split, to_id=_without_ending)
+        elif any((self.root / "images" / split).is_dir() for split in SPLITS):
             chosen = [each for each in names if each.startswith(f"{self.split}/")]
         else:
             raise InputError(
@@ -154,7 +162,7 @@ class ImageFolderData(PairedData):
         root = Path(self.root).expanduser()
         lists = _listed(root)
         has_test = self.shares[1] > 0 if self.shares else "test" in lists if lists else (root / "images/test").is_dir()
-        return _SPLITS if has_test else _SPLITS[:2]
+        return SPLITS if has_test else SPLITS[:2]
 
     def _options(self) -> dict[str, Any]:
         return {"classes": self.classes, "shares": self.shares, "shares_seed": self.shares_seed}
@@ -162,7 +170,7 @@ class ImageFolderData(PairedData):
 
 def _listed(root: Path) -> list[Split]:
     """Return the splits that have a list."""
-    return [split for split in _SPLITS if (root / f"{split}.txt").is_file()]
+    return [split for split in SPLITS if (root / f"{split}.txt").is_file()]
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -16,6 +16,8 @@ from softjaccard.data.images import open_image, refuse_frames
 from softjaccard.errors import InputError
 
 _EXACT_FORMATS = ("PNG", "TIFF", "BMP", "GIF")
+_LOSSY_COMPRESSIONS = ("jpeg", "tiff_jpeg", "webp")
+"""Of TIFF files."""
 _MOST_SHOWN = 8
 
 
@@ -62,6 +64,11 @@ def _open_mask(path: Path) -> Image.Image:
         raise InputError(
             f"{path} is a {image.format} file, which may change values; expected a mask as {', '.join(_EXACT_FORMATS)}."
         )
+    compression = image.info.get("compression")
+    if compression in _LOSSY_COMPRESSIONS:
+        raise InputError(
+            f"{path} is a TIFF file with {compression} compression, which may change values; expected one without."
+        )
     return image
 
 
@@ -93,6 +100,7 @@ class MaskValues:
         classes: From a value in a file to the class's id, or to `ignore_index`.
         ignore_index: The id of pixels that do not count.
         show: How a value is written in messages.
+        hint: What the user could do about other values; the end of the message.
 
     Example:
         >>> values = MaskValues({0: 255, 7: 0, 8: 1}, ignore_index=255)
@@ -107,6 +115,7 @@ class MaskValues:
     classes: Mapping[int, int]
     ignore_index: int
     show: Callable[[int], str] = str
+    hint: str = ""
 
     @cached_property
     def _table(self) -> np.ndarray:
@@ -130,7 +139,9 @@ class MaskValues:
             unknown, counts = np.unique(values[ids < 0], return_counts=True)
             shown = [f"{self.show(int(v))} ({n} pixels)" for v, n in zip(unknown, counts, strict=True)]
             more = f" and {len(shown) - _MOST_SHOWN} other values" if len(shown) > _MOST_SHOWN else ""
-            raise InputError(f"{path} holds {', '.join(shown[:_MOST_SHOWN])}{more}; expected {self._expected()}.")
+            raise InputError(
+                f"{path} holds {', '.join(shown[:_MOST_SHOWN])}{more}; expected {self._expected()}.{self.hint}"
+            )
         return ids.astype(np.min_scalar_type(self.ignore_index))
 
     def _expected(self) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -23,6 +23,8 @@ from softjaccard.data.module import SegmentationData, Split
 from softjaccard.errors import InputError, nearest_names
 
 _T = TypeVar("_T")
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 _FIRST = 3
 """Images that are read when a split is opened."""
@@ -102,7 +104,7 @@ class PairedImages(Dataset[dict[str, Tensor]], ABC):
         if split == "test" and self.test_is_val():
             self.split = "val"
         self.pairs = tuple(self._find_pairs())
-        self.ids = tuple(pair.id for pair in self.pairs)
+        self.ids = tuple(dict.fromkeys(pair.id for pair in self.pairs))
         if check:
             self._check()
 
@@ -113,18 +115,19 @@ class PairedImages(Dataset[dict[str, Tensor]], ABC):
 
     @abstractmethod
     def _find_pairs(self) -> Sequence[Pair]:
-        """Return the split's pairs, at least one; raise InputError where that cannot be known."""
+        """Return the split's pairs, at least one; raise InputError where that cannot be known.
+
+        An image with several masks has a pair for each, one after the other.
+        """
 
     def __len__(self) -> int:
         """Return the number of images in the split."""
-        return len(self.pairs)
+        return len(self.ids)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Read one image and its label; indices count as in a list."""
-        index = range(len(self.pairs))[index]
-        image, label = self._decoded.get(index) or self._read(self.pairs[index])
-        if self.cache:
-            self._decoded[index] = image, label
+        index = range(len(self))[index]
+        image, label = self._decode(index)
         return {"image": image.float() / 255, "label": label.long(), "index": torch.tensor(index)}
 
     def read_label(self, pair: Pair) -> np.ndarray:
@@ -142,28 +145,48 @@ class PairedImages(Dataset[dict[str, Tensor]], ABC):
             return None
         return f"The {self.split} split of {self.title} in {self.root} has {len(self)} images, officially {official}."
 
+    def remarks(self) -> list[str]:
+        """Return what the user should know of the split though it can be used, a sentence each."""
+        warning = self.count_warning()
+        return [warning] if warning else []
+
     def _check(self) -> None:
-        for what, paths in (("image", [p.image for p in self.pairs]), ("mask", [p.mask for p in self.pairs])):
+        images = list(dict.fromkeys(pair.image for pair in self.pairs))
+        for what, paths in (("image", images), ("mask", [pair.mask for pair in self.pairs])):
             missing = [path for path in paths if not path.is_file()]
             if missing:
                 raise InputError(
                     f"{len(missing)} of the {len(paths)} {what} files of the {self.split} split of {self.title} are "
                     f"missing; the first is {missing[0]}."
                 )
-        for pair in self.pairs[:_FIRST]:
-            self._read(pair)
+        for index in range(min(_FIRST, len(self))):
+            self._read(index)
         warning = self.count_warning()
         if warning:
             warnings.warn(warning, stacklevel=3)
 
-    def _read(self, pair: Pair) -> tuple[Tensor, Tensor]:
+    def _decode(self, index: int) -> tuple[Tensor, Tensor]:
+        decoded = self._decoded.get(index) or self._read(index)
+        if self.cache:
+            self._decoded[index] = decoded
+        return decoded
+
+    def _read(self, index: int) -> tuple[Tensor, Tensor]:
         """Return the scaled image, uint8 (3, H, W), and label, unsigned integers (H, W)."""
-        picture, ids = read_rgb(pair.image), self.read_label(pair)
-        check_sizes(pair, picture.size, ids)
-        size = (max(1, round(picture.width * self.scale)), max(1, round(picture.height * self.scale)))
-        pixels = np.array(picture.resize(size, Image.Resampling.BILINEAR))
-        ids = np.array(Image.fromarray(ids).resize(size, Image.Resampling.NEAREST))
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), torch.from_numpy(ids)
+        pair = self.pairs[index]
+        picture = read_rgb(pair.image)
+        pixels = np.array(picture.resize(self._scaled(picture.size), Image.Resampling.BILINEAR))
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), self._read_scaled_label(pair, picture.size)
+
+    def _scaled(self, size: tuple[int, int]) -> tuple[int, int]:
+        width, height = size
+        return max(1, round(width * self.scale)), max(1, round(height * self.scale))
+
+    def _read_scaled_label(self, pair: Pair, size: tuple[int, int]) -> Tensor:
+        """Return a mask's class ids, scaled; `size` is the image's own (width, height)."""
+        ids = self.read_label(pair)
+        check_sizes(pair, size, ids)
+        return torch.from_numpy(np.array(Image.fromarray(ids).resize(self._scaled(size), Image.Resampling.NEAREST)))
 
 
 class PairedData(SegmentationData):
@@ -198,7 +221,7 @@ class PairedData(SegmentationData):
 
     def splits(self) -> tuple[Split, ...]:
         """Return the splits that have images of their own."""
-        return ("train", "val") if self.images.test_is_val() else ("train", "val", "test")
+        return ("train", "val") if self.images.test_is_val() else SPLITS
 
     def _options(self) -> dict[str, Any]:
         """Return further arguments of the data set."""
@@ -254,12 +277,13 @@ def first_folder(root: Path, names: Sequence[str], holding: str, title: str) -> 
     )
 
 
-def read_list(path: Path, hint: str = "") -> tuple[str, ...]:
+def read_list(path: Path, hint: str = "", to_id: Callable[[str], str] = str) -> tuple[str, ...]:
     """Read the ids of a split, one a line; blank lines do not count, nor do Windows line ends or a byte order mark.
 
     Args:
         path: The list, SPLIT.txt.
         hint: What the user could do without it.
+        to_id: Makes an id of what a line says.
 
     Raises:
         InputError: If the file is missing, no UTF-8 text, empty, or has an id twice.
@@ -270,11 +294,37 @@ def read_list(path: Path, hint: str = "") -> tuple[str, ...]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is no UTF-8 text: save it as such, one id a line.") from error
-    ids = tuple(name for line in lines if (name := line.strip()))
+    ids = tuple(to_id(name) for line in lines if (name := line.strip()))
     if not ids:
         raise InputError(f"The list of the {path.stem} split is empty: {path}.")
     if (twice := repeated(ids)) is not None:
         raise InputError(f"{path} has {twice} more than once.")
+    return ids
+
+
+def read_split(
+    root: Path, split: Split, hint: str = "", to_id: Callable[[str], str] = str, *, splits: Sequence[Split] = SPLITS
+) -> tuple[str, ...]:
+    """Read the ids of a split of the user's own making; unlike val and test, train may share none with another split.
+
+    Args:
+        root: Where the lists are, SPLIT.txt.
+        split: Which part.
+        hint: As in `read_list`.
+        to_id: As in `read_list`.
+        splits: Those whose lists, if they are there, are compared.
+
+    Raises:
+        InputError: As `read_list`, or if an id is in train's list and in another one.
+    """
+    path = root / f"{split}.txt"
+    ids = read_list(path, hint, to_id)
+    for other in (root / f"{each}.txt" for each in splits if each != split and "train" in (each, split)):
+        if other.is_file() and (shared := set(ids).intersection(read_list(other, to_id=to_id))):
+            raise InputError(
+                f"{path} and {other} both have {min(shared)} ({len(shared)} in all); take such images out of one of "
+                "them, because what a network was trained on cannot test it."
+            )
     return ids
 
 

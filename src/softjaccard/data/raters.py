@@ -6,24 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import Dataset
 
+from softjaccard.data.colours import distinct_colours
 from softjaccard.data.images import read_image
-from softjaccard.data.masks import read_index_mask
-from softjaccard.data.module import SegmentationData, Split
-from softjaccard.data.pairs import Pair, check_sizes, draw_order, existing_folder, read_list, repeated
+from softjaccard.data.masks import MaskValues
+from softjaccard.data.module import Split
+from softjaccard.data.pairs import Pair, PairedData, PairedImages, draw_order, read_split, repeated
 from softjaccard.data.votes import majority_vote
 from softjaccard.errors import InputError
 
 Missing = Literal["error", "ignore"]
 
 
-class Raters(Dataset[dict[str, Tensor]]):
+class Raters(PairedImages):
     """Images that several annotators have labelled, read from the folder the user names.
 
     Layout: `images/ID.png`, `masks/ANNOTATOR/ID.png` (class ids, 1, 8 or 16 bits) and `SPLIT.txt` with one ID per line.
@@ -45,17 +43,14 @@ class Raters(Dataset[dict[str, Tensor]]):
         validation_share: With a number, the split val is this share of the images in train.txt, and train is the rest;
             with None there is a file val.txt.
         validation_seed: Which images these are. That depends on their ids and this number alone.
-        scale: Factor on height and width (0.5 is half resolution): the image is averaged (bilinear, antialiased), masks
-            take the nearest pixel.
-        cache: Keep the decoded, scaled images and masks in memory (12 + R bytes a pixel; 151 MB for all of BU-BIL), so
-            that later epochs do not decode again.
+        settings: As in :class:`softjaccard.data.pairs.PairedImages`; the cache takes 12 + R bytes a pixel, 151 MB for
+            all of BU-BIL.
 
     Raises:
-        InputError: If a folder, split file, image or mask is missing or cannot be used as such, sizes differ, a mask
-            has values that are no class, or a setting is out of its range.
+        InputError: As there, or if an image is in train.txt and in another list, or a setting is out of its range.
     """
 
-    ignore_index = 255
+    title = "the annotators' images"
 
     def __init__(
         self,
@@ -68,34 +63,36 @@ class Raters(Dataset[dict[str, Tensor]]):
         void: int | None = None,
         validation_share: float | None = None,
         validation_seed: int = 0,
-        scale: float = 1.0,
-        cache: bool = False,
+        **settings: Any,
     ) -> None:
         """See the class."""
-        self.root, self.split = existing_folder(Path(root)), split
-        self.classes, self.num_classes = tuple(classes), len(classes)
-        self.missing, self.void, self.scale, self.cache = missing, void, scale, cache
-        self._check_settings(validation_share)
-        self.ids = self._read_ids(validation_share, validation_seed)
-        self.annotators = self._find_annotators(annotators)
-        self._check_files()
-        self._decoded: dict[int, tuple[Tensor, Tensor]] = {}
-        self._read(0)
-
-    def __len__(self) -> int:
-        """Return the number of images in the split."""
-        return len(self.ids)
+        self.classes, self.num_classes, self.colours = tuple(classes), len(classes), distinct_colours(len(classes))
+        self.missing, self.void = missing, void
+        self.validation_share, self.validation_seed = validation_share, validation_seed
+        self._check_settings()
+        left_out = {} if void is None else {void: self.ignore_index}
+        hint = " If a value marks pixels that the annotator left out, set data.void to it."
+        self.values = MaskValues({**{each: each for each in range(self.num_classes)}, **left_out}, 255, hint=hint)
+        self._wanted = annotators
+        super().__init__(root, split, **settings)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Read one image and its masks; indices count as in a list."""
-        index = range(len(self.ids))[index]
-        image, votes = self._decoded.get(index) or self._read(index)
-        if self.cache:
-            self._decoded[index] = image, votes
+        index = range(len(self))[index]
+        image, votes = self._decode(index)
         label = majority_vote(votes, self.num_classes, self.ignore_index)
         return {"image": image, "votes": votes, "label": label, "index": torch.tensor(index)}
 
-    def _check_settings(self, validation_share: float | None) -> None:
+    def remarks(self) -> list[str]:
+        """As in `PairedImages`, and of which images an annotator has no mask."""
+        return super().remarks() + [
+            f"{annotator} has no mask of {len(names)} of the {len(self)} images of the {self.split} split: "
+            f"{', '.join(names)}."
+            for annotator, names in self._lacking().items()
+        ]
+
+    def _check_settings(self) -> None:
+        share = self.validation_share
         if not 2 <= self.num_classes <= self.ignore_index:
             raise InputError(
                 f"classes: expected the names of 2 to {self.ignore_index} classes, the background's among them, got "
@@ -105,24 +102,22 @@ class Raters(Dataset[dict[str, Tensor]]):
             raise InputError(f"missing is {self.missing}, but must be error or ignore.")
         if self.void is not None and not self.num_classes <= self.void <= 255:
             raise InputError(f"void is {self.void}, but must be no class and at most 255: {self.num_classes} to 255.")
-        if validation_share is not None and not 0 < validation_share < 1:
-            raise InputError(f"validation_share is {validation_share}, but must be between 0 and 1.")
-        if self.scale <= 0:
-            raise InputError(f"scale is {self.scale}, but must be above 0.")
+        if share is not None and not 0 < share < 1:
+            raise InputError(f"validation_share is {share}, but must be between 0 and 1.")
 
-    def _read_ids(self, validation_share: float | None, validation_seed: int) -> tuple[str, ...]:
-        if validation_share is None or self.split == "test":
-            return self._read_list(self.split)
-        ids = self._read_list("train")
-        count = round(validation_share * len(ids))
+    def _read_ids(self) -> tuple[str, ...]:
+        share = self.validation_share
+        if share is None:
+            hint = "; set data.validation_share to validate on a share of train.txt" if self.split == "val" else ""
+            return read_split(self.root, self.split, hint)
+        if self.split == "test":
+            return read_split(self.root, "test", splits=("train", "test"))
+        ids = read_split(self.root, "train", splits=("train", "test"))
+        count = round(share * len(ids))
         if not 0 < count < len(ids):
-            raise InputError(f"validation_share {validation_share} of {len(ids)} images leaves a split without images.")
-        validation = set(draw_order(ids, validation_seed)[:count])
+            raise InputError(f"validation_share {share} of {len(ids)} images leaves a split without images.")
+        validation = set(draw_order(ids, self.validation_seed)[:count])
         return tuple(name for name in ids if (name in validation) == (self.split == "val"))
-
-    def _read_list(self, split: Split) -> tuple[str, ...]:
-        hint = "; set data.validation_share to validate on a share of train.txt" if split == "val" else ""
-        return read_list(self.root / f"{split}.txt", hint)
 
     def _find_annotators(self, wanted: Sequence[str] | None) -> tuple[str, ...]:
         folder = self.root / "masks"
@@ -139,68 +134,57 @@ class Raters(Dataset[dict[str, Tensor]]):
             raise InputError(f"annotators: {twice} is named more than once.")
         return tuple(wanted)
 
-    def _image_path(self, name: str) -> Path:
-        return self.root / "images" / f"{name}.png"
-
-    def _mask_path(self, annotator: str, name: str) -> Path:
-        return self.root / "masks" / annotator / f"{name}.png"
-
-    def _check_files(self) -> None:
-        if missing := [path for path in map(self._image_path, self.ids) if not path.is_file()]:
+    def _find_pairs(self) -> list[Pair]:
+        self.annotators = self._find_annotators(self._wanted)
+        ids = self._read_ids()
+        pairs = [self._pair(annotator, name) for name in ids for annotator in self.annotators]
+        if self.missing == "error":
+            return pairs
+        found = [pair for pair in pairs if pair.mask.is_file()]
+        if unlabelled := set(ids).difference(pair.id for pair in found):
             raise InputError(
-                f"{len(missing)} of the {len(self.ids)} images of the {self.split} split are missing; the first is "
-                f"{missing[0]}."
+                f"{len(unlabelled)} images of the {self.split} split have no mask from any annotator; one is "
+                f"{self._pair(self.annotators[0], min(unlabelled)).image}."
             )
+        return found
+
+    def _pair(self, annotator: str, name: str) -> Pair:
+        return Pair(name, self.root / "images" / f"{name}.png", self.root / "masks" / annotator / f"{name}.png")
+
+    def _lacking(self) -> dict[str, list[str]]:
+        """Return the ids that an annotator has no mask of, for those who lack any."""
         lacking = {
-            annotator: [name for name in self.ids if not self._mask_path(annotator, name).is_file()]
+            annotator: [name for name in self.ids if not self._pair(annotator, name).mask.is_file()]
             for annotator in self.annotators
         }
-        if self.missing == "ignore":
-            if unlabelled := set(self.ids).intersection(*lacking.values()):
-                raise InputError(
-                    f"{len(unlabelled)} images of the {self.split} split have no mask from any annotator; one is "
-                    f"{self._image_path(min(unlabelled))}."
-                )
-        elif some := {annotator: names for annotator, names in lacking.items() if names}:
-            annotator, names = next(iter(some.items()))
-            complete = [name for name in self.annotators if name not in some]
+        return {annotator: names for annotator, names in lacking.items() if names}
+
+    def _check(self) -> None:
+        lacking = self._lacking()
+        if self.missing == "error" and lacking:
+            annotator, names = next(iter(lacking.items()))
+            complete = [name for name in self.annotators if name not in lacking]
             raise InputError(
-                f"{sum(map(len, some.values()))} masks of the {self.split} split are missing; the first is "
-                f"{self._mask_path(annotator, names[0])}. Set data.missing to ignore to do without their votes, or "
+                f"{sum(map(len, lacking.values()))} masks of the {self.split} split are missing; the first is "
+                f"{self._pair(annotator, names[0]).mask}. Set data.missing to ignore to do without their votes, or "
                 f"data.annotators to those who have masks of all images ({', '.join(complete) or 'none here'})."
             )
+        super()._check()
 
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
         """Return the scaled image, float32 (3, H, W), and votes, uint8 (R, H, W)."""
-        name = self.ids[index]
-        image = read_image(self._image_path(name))
-        height, width = image.shape[-2:]
-        size = (max(1, round(height * self.scale)), max(1, round(width * self.scale)))
-        votes = [self._read_mask(annotator, name, (width, height), size) for annotator in self.annotators]
-        if size != (height, width):
-            image = functional.interpolate(image[None], size=size, mode="bilinear", antialias=True)[0]
-        return image, torch.from_numpy(np.stack(votes))
-
-    def _read_mask(self, annotator: str, name: str, expected: tuple[int, int], size: tuple[int, int]) -> Any:
-        """Return a mask's ids, uint8, scaled to `size` (H, W); `expected` is the image's (width, height)."""
-        path = self._mask_path(annotator, name)
-        if not path.is_file():
-            return np.full(size, self.ignore_index, dtype=np.uint8)
-        ids = read_index_mask(path)
-        check_sizes(Pair(name, self._image_path(name), path), expected, ids)
-        strange = [value for value in np.unique(ids).tolist() if value >= self.num_classes and value != self.void]
-        if strange:
-            raise InputError(
-                f"{path} holds {', '.join(map(str, strange[:5]))}; expected the ids of {self.num_classes} classes, 0 "
-                f"to {self.num_classes - 1}. If {strange[-1]} marks pixels that the annotator left out, set data.void "
-                "to it."
-            )
-        if self.void is not None:
-            ids[ids == self.void] = self.ignore_index
-        return np.array(Image.fromarray(ids.astype(np.uint8)).resize(size[::-1], Image.Resampling.NEAREST))
+        pairs = [self._pair(annotator, self.ids[index]) for annotator in self.annotators]
+        image = read_image(pairs[0].image)
+        size = (image.shape[2], image.shape[1])
+        width, height = self._scaled(size)
+        nothing = torch.full((height, width), self.ignore_index, dtype=torch.uint8)
+        votes = [self._read_scaled_label(pair, size) if pair.mask.is_file() else nothing for pair in pairs]
+        if (width, height) != size:
+            image = functional.interpolate(image[None], size=(height, width), mode="bilinear", antialias=True)[0]
+        return image, torch.stack(votes)
 
 
-class RatersData(SegmentationData):
+class RatersData(PairedData):
     """The splits of images with several annotators as loaders; batches have `votes` beside the majority's `label`.
 
     Args:
@@ -215,6 +199,8 @@ class RatersData(SegmentationData):
         cache: Keep decoded images and masks in memory.
         settings: As in `SegmentationData`.
     """
+
+    images = Raters
 
     def __init__(
         self,
@@ -231,19 +217,15 @@ class RatersData(SegmentationData):
         **settings: Any,
     ) -> None:
         """See the class."""
-        super().__init__(**settings)
-        self.root = root
-        self._options: dict[str, Any] = {
+        super().__init__(root, scale=scale, cache=cache, **settings)
+        self._settings: dict[str, Any] = {
             "classes": classes,
             "annotators": annotators,
             "missing": missing,
             "void": void,
             "validation_share": validation_share,
             "validation_seed": validation_seed,
-            "scale": scale,
-            "cache": cache,
         }
 
-    def dataset(self, split: Split) -> Raters:
-        """Open one split."""
-        return Raters(self.root, split, **self._options)
+    def _options(self) -> dict[str, Any]:
+        return self._settings

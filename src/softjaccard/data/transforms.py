@@ -68,6 +68,12 @@ class PhotometricSettings:
                 raise InputError(f"photometric.{name} is {value}, but must be from 0 to {most:g}.")
         _check_range("photometric.blur_sigma", self.blur_sigma)
 
+    @property
+    def neutral(self) -> bool:
+        """Whether images stay as they are."""
+        strengths = (self.brightness, self.contrast, self.saturation, self.hue)
+        return not (self.jitter_probability * max(strengths) or self.grey_probability or self.blur_probability)
+
     def change(self, image: Tensor, random: np.random.Generator) -> Tensor:
         """Return a changed image, float (3, H, W) in [0, 1]."""
         if random.random() < self.jitter_probability:
@@ -112,9 +118,10 @@ class TrainingTransform:
       structure is lost between the pixels. Only pixels that are not ignored enter the average; one whose ignored
       neighbours have more than half of the weight is ignored.
 
-    Without a scale range, votes and soft labels keep their values. A sample with votes gets `annotator`, int64 (), one
-    of the R at random. Other entries stay as they are; ones of the label's height and width are refused, because they
-    would not fit any more.
+    Without a scale range, votes and soft labels keep their values. A sample with votes gets `annotator`, int64 (), at
+    random one of those who have a vote anywhere in the image (in the crop they may have none), or of all R if nobody
+    has. Other entries stay as they are; ones of the label's height and width are refused, because they would not fit
+    any more.
 
     Args:
         crop: Height and width; None keeps the whole image.
@@ -157,8 +164,7 @@ class TrainingTransform:
     @property
     def deterministic(self) -> bool:
         """Whether images and labels stay as they are in every epoch: no crop, scale, flip or photometric change."""
-        unchanged = self.crop is None and not self._scales and self.flip == 0
-        return unchanged and self.photometric == PhotometricSettings()
+        return self.crop is None and not self._scales and self.flip == 0 and self.photometric.neutral
 
     @property
     def _scales(self) -> bool:
@@ -175,7 +181,7 @@ class TrainingTransform:
         random = np.random.default_rng(tuple(seed))
         others = {name: value for name, value in sample.items() if name not in _PADDING}
         if "votes" in sample:
-            others["annotator"] = torch.tensor(random.integers(len(sample["votes"])))
+            others["annotator"] = _draw_annotator(random, sample["votes"])
         height, width = sample["label"].shape
         scale = random.uniform(*self.scale_range)
         rows = _draw_window(random, height, self.crop and self.crop[0], scale)
@@ -217,6 +223,12 @@ class _Window:
     """What they are resized to."""
     padding: tuple[int, int]
     """Before and behind them."""
+
+
+def _draw_annotator(random: np.random.Generator, votes: Tensor) -> Tensor:
+    labelled = (votes != IGNORE_INDEX).flatten(1).any(1)
+    candidates = (labelled if labelled.any() else torch.ones_like(labelled)).nonzero().flatten()
+    return candidates[random.integers(len(candidates))]
 
 
 def _draw_window(random: np.random.Generator, length: int, crop: int | None, scale: float) -> _Window:

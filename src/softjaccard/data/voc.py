@@ -79,7 +79,7 @@ class VOC(PairedImages):
         """Return the mask of each image of SBD."""
         release = voc / "SegmentationClassAug"
         if self.sbd is None and release.is_dir():
-            return {path.stem: path for path in release.glob("*.png")}
+            return {path.stem: path for path in release.glob("*.png") if not path.name.startswith(".")}
         try:
             if self.sbd is None:
                 sbd = first_folder(self.root, ("benchmark_RELEASE/dataset",), "cls", "SBD")

@@ -88,7 +88,7 @@ class AveragedVotes(TrainingLabel):
 
 
 class RandomAnnotator(TrainingLabel):
-    """One annotator's label for each image, another one in each epoch."""
+    """The label of one annotator who labelled the image, another one in each epoch."""
 
     def __call__(self, batch: Batch) -> Target:
         """Return the label of a batch.
