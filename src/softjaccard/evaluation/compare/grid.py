@@ -182,8 +182,8 @@ class _Reader:
             self._errors.append("rows: expected a mapping of at least one name to its settings.")
             return None
         names = [str(key) for key in rows]
-        for name in sorted({name for name in names if names.count(name) > 1}):
-            self._errors.append(f"rows: '{name}' is there twice, as a text and as a number.")
+        doubled = sorted({each for each in names if names.count(each) > 1})
+        self._errors += [f"rows: '{each}' is there twice, as a text and as a number." for each in doubled]
         made = {str(key): self._row(key, row, content.get("recipe"), settings, seeds) for key, row in rows.items()}
         baseline = str(content.get("baseline", next(iter(made))))
         if baseline not in made:
