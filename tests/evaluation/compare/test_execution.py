@@ -480,6 +480,24 @@ def test_tables_alone_tell_of_results_with_other_settings(
     assert len(world.started) == 10
 
 
+def test_tables_alone_need_no_data(world: World, tmp_path: Path) -> None:
+    def with_data(arguments: Sequence[str]) -> dict[str, Any]:
+        config = resolve(arguments)
+        if "root" not in config["data"]:
+            raise InputError("data: root is required")
+        return {**config, "data": {"init_args": config["data"]}}
+
+    path, output = tmp_path / "grid.yaml", tmp_path / "output"
+    path.write_text(CHAIN)
+    compare(read_grid(path, ["--data.root=there"]), output, with_data, Resources())
+    before = tables(output)
+    remake_tables(read_grid(path), output, with_data)
+    assert tables(output) == before
+    (output / "results" / "teacher" / "0.json").unlink()
+    remake_tables(read_grid(path), output, with_data)
+    assert (output / "table.md").read_text().splitlines()[-1] == "- teacher, seed 0 has no result yet."
+
+
 def test_a_misspelt_score_is_told_after_the_first_result(world: World, tmp_path: Path) -> None:
     wrong = GRID.replace("NLL]", "NLL, mIoUD, loss, NLL_votes, IoU_D/never seen]")
     with pytest.raises(InputError) as error:

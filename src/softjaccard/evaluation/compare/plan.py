@@ -14,7 +14,7 @@ import yaml
 
 from softjaccard.errors import InputError, InputErrors
 from softjaccard.evaluation.compare.grid import Grid, RunName
-from softjaccard.evaluation.compare.records import Journal, load_record
+from softjaccard.evaluation.compare.records import Journal, Record, load_record
 from softjaccard.files import write_text
 
 Resolve = Callable[[Sequence[str]], dict[str, Any]]
@@ -67,10 +67,14 @@ def resolve_runs(grid: Grid, output: Path, resolve: Resolve) -> dict[RunName, Wa
     Raises:
         InputErrors: With all that is wrong, each message once, and the rows it is about.
     """
+    return _resolve_all({run: grid.fit_arguments(run, output / "runs") for run in grid.runs()}, output, resolve)
+
+
+def _resolve_all(runs: Mapping[RunName, Sequence[str]], output: Path, resolve: Resolve) -> dict[RunName, Wanted]:
     wanted: dict[RunName, Wanted] = {}
     wrong: dict[str, dict[str, None]] = {}
-    for run in grid.runs():
-        arguments = tuple(grid.fit_arguments(run, output / "runs"))
+    for run, typed in runs.items():
+        arguments = tuple(typed)
         try:
             wanted[run] = Wanted(arguments, relative_to(output, resolve(arguments)))
         except InputError as error:
@@ -113,14 +117,24 @@ def make_plan(
 
 
 def changed_runs(grid: Grid, output: Path, resolve: Resolve) -> dict[RunName, str]:
-    """Say of runs that have other settings than the grid what differs.
+    """Say of runs whose results have other settings than the grid what differs.
+
+    Where the data are need not be told.
 
     Raises:
         InputErrors: If the grid's settings are wrong.
     """
+    records = {run: record for run in grid.runs() if (record := load_record(output, run))}
+    arguments = {run: [*grid.fit_arguments(run, output / "runs"), *_root(each)] for run, each in records.items()}
     planner = _Planner(grid, output, resolve, ())
-    planner.add(resolve_runs(grid, output, resolve))
+    planner.add(_resolve_all(arguments, output, resolve))
     return planner.changed
+
+
+def _root(record: Record) -> list[str]:
+    """Return the setting that says where the data of a run were."""
+    root = record.config["data"].get("init_args", {}).get("root")
+    return [] if root is None else [f"--data.root={root}"]
 
 
 def relative_to(output: Path, value: Any) -> Any:
@@ -204,7 +218,7 @@ class _Planner:
         return Planned(run, "test" if journal.trained else "resume", wanted, now)
 
     def _needs(self, run: RunName) -> dict[str, str]:
-        return {str(need): self.plan[need].fingerprint for need in self._grid.needs(run)}
+        return {str(need): self.plan[need].fingerprint for need in self._grid.needs(run) if need in self.plan}
 
     def _note(self, run: RunName, stale: Sequence[str]) -> None:
         shown = "; ".join(stale[:_SHOWN]) + (f"; and {len(stale) - _SHOWN} more" if len(stale) > _SHOWN else "")
