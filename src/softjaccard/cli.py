@@ -68,7 +68,9 @@ GRID is a YAML file:
     student: {recipe: scenes+distillation-kl, settings: {model.teacher: {row: jaccard}}, seeds: [0]}
 
 {row: NAME} or {row: NAME, seed: SEED} stands for the folder of that trained run, which is run before (without a seed,
-the one with the same). Settings behind the options hold for all rows, such as --data.root PATH.
+the one with the same). Settings behind the options hold for all rows, such as --data.root PATH. A row's setting takes
+the place of the grid's, and of those below it: with model.loss.region of its own, a row has no model.loss.region.form
+of the grid.
 
 DIR gets runs/ROW/SEED, results/ROW/SEED.json and .npz, which are small and all that the tables need, and table.md,
 table.csv and differences.png. The same command goes on where it was stopped, and does only what is missing; so it does
@@ -333,7 +335,7 @@ def _compare(known: argparse.Namespace, settings: list[str]) -> None:
     output = known.output or Path("runs") / known.grid.stem
     grid = compare.read_grid(known.grid, settings)
     if known.tables_only:
-        compare.remake_tables(grid, output)
+        compare.remake_tables(grid, output, _resolve_fit)
     elif known.dry_run:
         compare.show_plan(grid, output, _resolve_fit, known.again)
     else:

@@ -56,6 +56,7 @@ _PARTS = ("seed", "model", "data", "checkpoint_every", "trainer")
 
 # A resumed run may find its data elsewhere, or read them in another way.
 _FREE_DATA_SETTINGS = {"root", "workers", "cache"}
+_PATHS = {"encoder_weights", "teacher", "teacher_cache"}
 
 _SEED = restricted_number_type("Seed", int, [(">=", 0), ("<=", MAX_SEED)])
 
@@ -397,11 +398,15 @@ def _check_same_run(config: dict[str, Any], saved: dict[str, Any], output: Path)
 
 
 def _what_counts(part: Any) -> Any:
-    """Return a part of the config without the settings that say where and how, but not what."""
+    """Return a part of the config without the settings that say where and how, but not what, and with whole paths."""
     if not isinstance(part, dict):
         return part
-    settings = part.get("init_args", {})
-    return {**part, "init_args": {name: value for name, value in settings.items() if name not in _FREE_DATA_SETTINGS}}
+    settings = {
+        name: str(Path(value).expanduser().resolve()) if name in _PATHS and isinstance(value, str) else value
+        for name, value in part.get("init_args", {}).items()
+        if name not in _FREE_DATA_SETTINGS
+    }
+    return {**part, "init_args": settings}
 
 
 def _trainer(config: Config, output: Path, **settings: Any) -> Trainer:

@@ -6,6 +6,7 @@ whose process group is killed so many seconds after it has started so many proce
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -78,6 +79,8 @@ def starts(output: Path) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    gc.freeze()  # no fork has to go through what was imported
     processes.start_process = Fork
+    processes._POLL = 0.02
     for arguments, kill in json.loads(sys.argv[1]):
         print(f"exit {run_group(arguments, kill)}", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import json
 import os
@@ -203,6 +204,7 @@ def test_jobs_and_devices(world: World, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"number {index}")
     monkeypatch.setattr(module, "cpu_cores", lambda: 9)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert world.most == 1
     shared = run(tmp_path / "shared", jobs=4, devices=("cuda:0", "cuda:1"))
     assert world.most == 3  # student/0 waits for its teacher
@@ -219,6 +221,13 @@ def test_jobs_and_devices(world: World, tmp_path: Path, monkeypatch: pytest.Monk
     for jobs, devices, words in ((0, (), "--jobs is 0"), (1, ("gpu",), "got gpu"), (1, ("cuda:2",), "sees 2 GPUs")):
         with pytest.raises(InputError, match=words):
             Resources(jobs, devices)
+
+
+@pytest.mark.parametrize(("threads", "kept"), [("3", 3), ("2,1", "2,1")])
+def test_the_users_number_of_threads_is_kept(threads: str, kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    assert Resources(2).environment(None)["OMP_NUM_THREADS"] == threads
+    assert Resources(2).machine({}, None)["threads"] == kept
 
 
 FAILING = (
@@ -291,6 +300,53 @@ def test_other_settings_are_refused_or_replace_what_is_there(
     assert len(world.started) == 16
 
 
+CHAIN = """
+recipe: scenes
+scores: [mIoU_D]
+rows:
+  student: {settings: {model.teacher: {row: assistant}, model.skill: 2.0}}
+  assistant: {settings: {model.teacher: {row: teacher}, model.skill: 2.5}}
+  teacher: {settings: {model.skill: 3.0}}
+"""
+
+
+def test_what_needs_a_changed_run_is_run_again_through_all_others(world: World, tmp_path: Path) -> None:
+    run(tmp_path, CHAIN)
+    other = CHAIN.replace("3.0", "3.5")
+    with pytest.raises(InputError) as error:
+        run(tmp_path, other)
+    words = ["model.skill: 3.0, now 3.5", "another teacher, seed 0", "another assistant, seed 0"]
+    assert [f"({word})" in line for word, line in zip(words, str(error.value).splitlines(), strict=True)] == [True] * 3
+    world.stop_at = len(world.started) + 2  # after the teacher
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, other, again=["changed"])
+    world.stop_at = -1
+    run(tmp_path, other, again=["changed"])
+    assert world.runs("fit")[3:] == ["teacher/0", "assistant/0", "student/0"]
+    run(tmp_path, other)
+    assert len(world.started) == 12
+
+
+@pytest.mark.parametrize("spelled", ["{here}/output", "link/output", "../{here.name}/output"])
+def test_the_output_folder_may_be_spelled_differently(
+    spelled: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid_file = tmp_path / "grid.yaml"
+    grid_file.write_text(CHAIN)
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    grid = read_grid(grid_file)
+    world.stop_at = 5  # the student is trained, but not tested
+    with pytest.raises(KeyboardInterrupt):
+        compare(grid, Path("output"), resolve, Resources())
+    world.stop_at = -1
+    for output in (Path(spelled.format(here=tmp_path)), Path("output")):
+        compare(grid, output, resolve, Resources())
+    assert len(world.started) == 6
+    record: Any = load_record(Path("output"), RunName("student", 0))
+    assert record.config["model"]["teacher"] == "runs/assistant/0"
+
+
 def test_a_setting_that_this_version_has_new_changes_nothing(world: World, tmp_path: Path) -> None:
     output = run(tmp_path)
     for path in output.glob("results/*/*.json"):
@@ -340,7 +396,7 @@ def test_a_folder_is_used_by_one_at_a_time(world: World, tmp_path: Path) -> None
 def test_the_numbers(world: World, tmp_path: Path) -> None:
     output = run(tmp_path, GRID + "  late: {seeds: [0, 5], settings: {model.skill: 1.0}}\n")
     grid = read_grid(tmp_path / "grid.yaml")
-    cells = summarise(grid, output).cells
+    cells = summarise(grid, output, {}).cells
     counts, calibration, scores = {}, {}, {}
     for name in grid.runs():
         record: Any = load_record(output, name)
@@ -392,7 +448,7 @@ def test_tables_of_what_is_there(world: World, tmp_path: Path) -> None:
     content["images"][0] = "another"
     path.write_text(json.dumps(content))
     grid = read_grid(tmp_path / "grid.yaml")
-    remake_tables(grid, output)
+    remake_tables(grid, output, resolve)
     text = (output / "table.md").read_text()
     assert "| b | 1 |" in text
     assert text.splitlines()[-2:] == [
@@ -402,7 +458,55 @@ def test_tables_of_what_is_there(world: World, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text(GRID.replace("NLL", "mIoUD"))
     with pytest.raises(InputError, match=r"no run has mIoUD\. Did you mean mIoU_D"):
-        remake_tables(read_grid(wrong), output)
+        remake_tables(read_grid(wrong), output, resolve)
+
+
+def test_tables_alone_tell_of_results_with_other_settings(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = run(tmp_path)
+    (output / "results" / "student" / "1.json").unlink()
+    capsys.readouterr()
+    (tmp_path / "grid.yaml").write_text(GRID.replace("model.skill: 3.0", "model.skill: 2.0"))
+    remake_tables(read_grid(tmp_path / "grid.yaml"), output, resolve)
+    assert "2 of the results have other settings than the grid has now" in capsys.readouterr().out
+    assert (output / "table.md").read_text().splitlines()[-3:] == [
+        "- student, seed 1 has no result yet.",
+        "- teacher, seed 0 was run with other settings than the grid has now (model.skill: 3.0, now 2.0).",
+        "- student, seed 0 was run with other settings than the grid has now (another teacher, seed 0).",
+    ]
+    lines = csv.DictReader((output / "table.csv").read_text().splitlines())
+    assert {line["row"]: line["changed"] for line in lines} == {"student": "0", "b": "", "teacher": "0"}
+    assert len(world.started) == 10
+
+
+def test_tables_alone_need_no_data(world: World, tmp_path: Path) -> None:
+    def with_data(arguments: Sequence[str]) -> dict[str, Any]:
+        config = resolve(arguments)
+        if "root" not in config["data"]:
+            raise InputError("data: root is required")
+        return {**config, "data": {"init_args": config["data"]}}
+
+    path, output = tmp_path / "grid.yaml", tmp_path / "output"
+    path.write_text(CHAIN)
+    compare(read_grid(path, ["--data.root=there"]), output, with_data, Resources())
+    before = tables(output)
+    remake_tables(read_grid(path), output, with_data)
+    assert tables(output) == before
+    (output / "results" / "teacher" / "0.json").unlink()
+    remake_tables(read_grid(path), output, with_data)
+    assert (output / "table.md").read_text().splitlines()[-1] == "- teacher, seed 0 has no result yet."
+
+
+def test_a_misspelt_score_is_told_after_the_first_result(world: World, tmp_path: Path) -> None:
+    wrong = GRID.replace("NLL]", "NLL, mIoUD, loss, NLL_votes, IoU_D/never seen]")
+    with pytest.raises(InputError) as error:
+        run(tmp_path, wrong, jobs=2)
+    assert str(error.value) == "scores: no run has mIoUD. Did you mean mIoU_D or mIoU_I or mIoU_C?"
+    assert world.runs("fit") == ["teacher/0", "b/0"]
+    assert world.terminated == 1
+    run(tmp_path)
+    assert len([each for each in world.started if each[2].endswith("teacher/0")]) == 1
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"format": 0}', '{"format": 1, "row": "b"}'])

@@ -52,6 +52,30 @@ def test_a_full_grid(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_row_replaces_the_grids_setting_and_those_below_it(tmp_path: Path) -> None:
+    text = """
+recipe: scenes
+settings:
+  {model.loss.region: softjaccard.DiceLoss, model.loss.region.form: product, model.loss.region_weight: 0.5,
+   model.encoder: tiny, data.crop: [8, 8]}
+rows:
+  dice:
+  jaccard: {settings: {model.loss.region: softjaccard.JaccardLoss, model.loss.region.gamma: 2}}
+  other: {settings: {model: other.Model, model.loss: other.Loss}}
+"""
+    grid = grid_of(tmp_path, text)
+    settings = {name: grid.fit_arguments(RunName(name, 0), Path("runs"))[2:-1] for name in grid.rows}
+    assert len(settings["dice"]) == 5
+    assert settings["jaccard"] == [
+        "--model.loss.region_weight=0.5", "--model.encoder=tiny", "--data.crop=[8, 8]",
+        "--model.loss.region=softjaccard.JaccardLoss", "--model.loss.region.gamma=2",
+    ]  # fmt: skip
+    # Another model takes most of the same settings.
+    assert settings["other"] == [
+        "--model.encoder=tiny", "--data.crop=[8, 8]", "--model=other.Model", "--model.loss=other.Loss",
+    ]  # fmt: skip
+
+
 def test_defaults(tmp_path: Path) -> None:
     grid = grid_of(tmp_path, "recipe: scenes\nrows: {b: , a: }\n")
     assert (grid.title, grid.baseline, grid.rows["a"].seeds) == ("grid", "b", (0,))
@@ -64,6 +88,7 @@ def test_defaults(tmp_path: Path) -> None:
         ("[1]", ["expected a mapping with title"]),
         ("rows: [", ["is no YAML file"]),
         ("recipe: a\nrows: {a: , b: , a: }", ["'a' is there twice"]),
+        ("recipe: a\nrows: {1: , b: , '1': }", ["rows: '1' is there twice, as a text and as a number"]),
         ("recipe: a", ["rows: expected a mapping"]),
         ("rows: {a: }", ["rows.a: there is no recipe"]),
         ("recipe: a\nsettigns: {}\nrows: {a: }", ["settigns: unknown key. Did you mean settings"]),

@@ -7,15 +7,15 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from softjaccard.errors import InputError
-from softjaccard.evaluation.compare.grid import Grid, read_grid
-from softjaccard.evaluation.compare.plan import Again, Resolve, make_plan, resolve_runs
+from softjaccard.evaluation.compare.grid import Grid, RunName, read_grid
+from softjaccard.evaluation.compare.plan import Again, Resolve, changed_runs, make_plan, resolve_runs
 from softjaccard.evaluation.compare.processes import Executor, Resources
 from softjaccard.evaluation.compare.progress import Progress
 from softjaccard.evaluation.compare.tables import check_results, write_tables
@@ -45,7 +45,8 @@ def compare(grid: Grid, output: Path, resolve: Resolve, resources: Resources, ag
         again: Run again what has "failed", or what was "changed" in the grid since it was run.
 
     Raises:
-        InputError: If settings are wrong, the folder is in use, or runs have failed, after all others have ended.
+        InputError: If settings are wrong, the folder is in use, a score is unknown, which the first result shows, or
+            runs have failed, after all others have ended.
     """
     wanted = resolve_runs(grid, output, resolve)
     with _locked(output) as lock, _stopped_by_term():
@@ -53,18 +54,16 @@ def compare(grid: Grid, output: Path, resolve: Resolve, resources: Resources, ag
         done = sum(not planned.pending for planned in plan.values())
         with Progress(len(plan), done) as progress:
             Executor(grid, output, plan, resources, progress, lock).execute()
-        remake_tables(grid, output)
+        _write_tables(grid, output, {})
 
 
-def remake_tables(grid: Grid, output: Path) -> None:
-    """Write the tables from the results that are there.
+def remake_tables(grid: Grid, output: Path, resolve: Resolve) -> None:
+    """Write the tables from the results that are there, and in them which are of other settings than the grid's.
 
     Raises:
-        InputError: If results are damaged, or runs have failed.
+        InputError: If settings are wrong, results are damaged, or runs have failed.
     """
-    summary = write_tables(grid, output)
-    sys.stdout.write(f"Written to {output / 'table.md'} and table.csv.\n")
-    check_results(summary)
+    _write_tables(grid, output, changed_runs(grid, output, resolve))
 
 
 def show_plan(grid: Grid, output: Path, resolve: Resolve, again: Collection[Again] = ()) -> None:
@@ -83,6 +82,15 @@ def show_plan(grid: Grid, output: Path, resolve: Resolve, again: Collection[Agai
             sys.stdout.write(f"  {shlex.join(['softjaccard', 'fit', '--output', folder, *planned.wanted.arguments])}\n")
     pending = sum(planned.pending for planned in plan.values())
     sys.stdout.write(f"{pending} of {len(plan)} runs are to be done.\n")
+
+
+def _write_tables(grid: Grid, output: Path, changed: Mapping[RunName, str]) -> None:
+    summary = write_tables(grid, output, changed)
+    sys.stdout.write(f"Written to {output / 'table.md'} and table.csv.\n")
+    if summary.changed:
+        told = "have other settings than the grid has now; the table says which."
+        sys.stdout.write(f"{len(summary.changed)} of the results {told}\n")
+    check_results(summary)
 
 
 @contextmanager

@@ -181,6 +181,9 @@ class _Reader:
         if not isinstance(rows, dict) or not rows:
             self._errors.append("rows: expected a mapping of at least one name to its settings.")
             return None
+        names = [str(key) for key in rows]
+        doubled = sorted({each for each in names if names.count(each) > 1})
+        self._errors += [f"rows: '{each}' is there twice, as a text and as a number." for each in doubled]
         made = {str(key): self._row(key, row, content.get("recipe"), settings, seeds) for key, row in rows.items()}
         baseline = str(content.get("baseline", next(iter(made))))
         if baseline not in made:
@@ -218,8 +221,7 @@ class _Reader:
         if not isinstance(recipe, str):
             self._errors.append(f"rows.{name}: there is no recipe: give the row or the grid one, such as scenes.")
         own = self._settings(f"rows.{name}.settings", row.get("settings"))
-        # A row's setting comes after those of the grid, also where it replaces one: a new class loses earlier options.
-        joined = {**{key: value for key, value in settings.items() if key not in own}, **own}
+        joined = {**{key: value for key, value in settings.items() if not _replaced(key, own)}, **own}
         return Row(
             name, str(recipe), joined, self._seeds(f"rows.{name}.seeds", row["seeds"]) if "seeds" in row else seeds
         )
@@ -276,6 +278,15 @@ def _wrong_references(grid: Grid) -> Iterator[str]:
                 elif need.seed not in grid.rows[need.row].seeds:
                     has = ", ".join(map(str, grid.rows[need.row].seeds))
                     yield f"rows.{row.name}: seed {seed} refers to {need}, but the seeds of {need.row} are {has}."
+
+
+def _replaced(key: str, own: Collection[str]) -> bool:
+    """Whether settings of a row give the grid's setting `key` anew, or an object that it is an option of.
+
+    An object begins anew, without the options of the one before; except a run's model and data, of which another class
+    takes most of the same options (see `softjaccard.training.recipes.merge`).
+    """
+    return key in own or any("." in each and key.startswith(f"{each}.") for each in own)
 
 
 def _is_reference(value: Any) -> bool:

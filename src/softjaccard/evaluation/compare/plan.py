@@ -14,7 +14,7 @@ import yaml
 
 from softjaccard.errors import InputError, InputErrors
 from softjaccard.evaluation.compare.grid import Grid, RunName
-from softjaccard.evaluation.compare.records import Journal, load_record
+from softjaccard.evaluation.compare.records import Journal, Record, load_record
 from softjaccard.files import write_text
 
 Resolve = Callable[[Sequence[str]], dict[str, Any]]
@@ -45,7 +45,7 @@ class Planned:
         run: Its name.
         action: "done" and "failed" are left as they are.
         wanted: What it is trained with.
-        fingerprint: Of its config; of that it was run with, where it has been.
+        fingerprint: Of its config and the runs it needs; of those it was run with, where it has been.
         replace: Whether its folder is removed first, because it holds a run with other settings.
     """
 
@@ -67,10 +67,14 @@ def resolve_runs(grid: Grid, output: Path, resolve: Resolve) -> dict[RunName, Wa
     Raises:
         InputErrors: With all that is wrong, each message once, and the rows it is about.
     """
+    return _resolve_all({run: grid.fit_arguments(run, output / "runs") for run in grid.runs()}, output, resolve)
+
+
+def _resolve_all(runs: Mapping[RunName, Sequence[str]], output: Path, resolve: Resolve) -> dict[RunName, Wanted]:
     wanted: dict[RunName, Wanted] = {}
     wrong: dict[str, dict[str, None]] = {}
-    for run in grid.runs():
-        arguments = tuple(grid.fit_arguments(run, output / "runs"))
+    for run, typed in runs.items():
+        arguments = tuple(typed)
         try:
             wanted[run] = Wanted(arguments, relative_to(output, resolve(arguments)))
         except InputError as error:
@@ -99,31 +103,61 @@ def make_plan(
         InputErrors: With all runs that were changed, unless they are run again.
     """
     planner = _Planner(grid, output, resolve, again)
-    for run, each in wanted.items():
-        planner.add(run, each)
+    planner.add(wanted)
     # What a run refers to has to be there, and not only its result.
     plan = planner.plan
     for run in reversed(plan):
         for need in grid.needs(run) if plan[run].pending else ():
             if plan[need].action == "done" and not Journal.read(output / "runs" / need.path).trained:
                 plan[need] = planner.from_folder(need, wanted[need], replaceable=False)
-    if planner.changed:
-        raise InputErrors([*planner.changed.values()])
+    if planner.changed and "changed" not in again:
+        advice = "Choose another --output, or replace all such runs by new ones: --again changed."
+        raise InputErrors([f"{run} {told}. {advice}" for run, told in planner.changed.items()])
     return plan
 
 
+def changed_runs(grid: Grid, output: Path, resolve: Resolve) -> dict[RunName, str]:
+    """Say of runs whose results have other settings than the grid what differs.
+
+    Where the data are need not be told.
+
+    Raises:
+        InputErrors: If the grid's settings are wrong.
+    """
+    records = {run: record for run in grid.runs() if (record := load_record(output, run))}
+    arguments = {run: [*grid.fit_arguments(run, output / "runs"), *_root(each)] for run, each in records.items()}
+    planner = _Planner(grid, output, resolve, ())
+    planner.add(_resolve_all(arguments, output, resolve))
+    return planner.changed
+
+
+def _root(record: Record) -> list[str]:
+    """Return the setting that says where the data of a run were."""
+    root = record.config["data"].get("init_args", {}).get("root")
+    return [] if root is None else [f"--data.root={root}"]
+
+
 def relative_to(output: Path, value: Any) -> Any:
-    """Write folders inside the output folder relative to it, so that it can be moved."""
+    """Write paths inside the output folder, however it is spelled, relative to it, so that it can be moved."""
     if isinstance(value, dict):
         return {key: relative_to(output, part) for key, part in value.items()}
     if isinstance(value, list):
         return [relative_to(output, part) for part in value]
-    return value.removeprefix(f"{output}/") if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    path, folder = Path(value), output.resolve()
+    return next((str(path.relative_to(parent)) for parent in path.parents if parent.resolve() == folder), value)
 
 
-def fingerprint(config: Mapping[str, Any]) -> str:
-    """Return a short text that differs between different configs."""
-    return hashlib.sha256(json.dumps(_what_counts(config), sort_keys=True).encode()).hexdigest()[:16]
+def fingerprint(config: Mapping[str, Any], needs: Mapping[str, str]) -> str:
+    """Return a short text that differs between different configs, and between different runs that are needed.
+
+    Args:
+        config: Every setting.
+        needs: Fingerprints of the runs that it refers to, by name.
+    """
+    counted = {**_what_counts(config), **({"needs": dict(needs)} if needs else {})}
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -150,43 +184,45 @@ class _Planner:
         self.plan: dict[RunName, Planned] = {}
         self.changed: dict[RunName, str] = {}
 
-    def add(self, run: RunName, wanted: Wanted) -> None:
-        """Plan a run."""
+    def add(self, wanted: Mapping[RunName, Wanted]) -> None:
+        """Plan runs."""
+        for run, each in wanted.items():
+            self._add(run, each)
+
+    def _add(self, run: RunName, wanted: Wanted) -> None:
         record = load_record(self._output, run)
         if record is None:
             self.plan[run] = self.from_folder(run, wanted, replaceable=False)
             return
         stale, failed = self._stale(run, record.config, record.needs, wanted.config), record.failed is not None
         if not stale and (("failed" not in self._again) if failed else record.test == self._grid.test):
-            before = fingerprint(record.config)
+            before = fingerprint(record.config, record.needs)
             self.plan[run] = Planned(run, "failed" if failed else "done", wanted, before)
             return
         if stale and not failed:
-            self._refuse(run, stale)
+            self._note(run, stale)
         self.plan[run] = self.from_folder(run, wanted, replaceable=failed)
 
     def from_folder(self, run: RunName, wanted: Wanted, *, replaceable: bool) -> Planned:
         """Plan a run without a result that counts; `replaceable` if nothing is lost with what is in its folder."""
         folder = self._output / "runs" / run.path
-        saved, now = folder / "config.yaml", fingerprint(wanted.config)
+        saved, now = folder / "config.yaml", fingerprint(wanted.config, self._needs(run))
         if not saved.is_file():
             return Planned(run, "train", wanted, now)
         journal = Journal.read(folder)
         before = relative_to(self._output, yaml.safe_load(saved.read_text(encoding="utf-8")))
         if stale := self._stale(run, before, journal.needs, wanted.config):
             if not replaceable:
-                self._refuse(run, stale)
+                self._note(run, stale)
             return Planned(run, "train", wanted, now, replace=True)
         return Planned(run, "test" if journal.trained else "resume", wanted, now)
 
-    def _refuse(self, run: RunName, stale: Sequence[str]) -> None:
-        if "changed" in self._again:
-            return
+    def _needs(self, run: RunName) -> dict[str, str]:
+        return {str(need): self.plan[need].fingerprint for need in self._grid.needs(run) if need in self.plan}
+
+    def _note(self, run: RunName, stale: Sequence[str]) -> None:
         shown = "; ".join(stale[:_SHOWN]) + (f"; and {len(stale) - _SHOWN} more" if len(stale) > _SHOWN else "")
-        self.changed[run] = (
-            f"{run} was run with other settings than the grid has now ({shown}). Choose another --output, or replace "
-            "all such runs by new ones: --again changed."
-        )
+        self.changed[run] = f"was run with other settings than the grid has now ({shown})"
 
     def _stale(
         self, run: RunName, before: Mapping[str, Any], needs: Mapping[str, str], now: Mapping[str, Any]
@@ -195,8 +231,7 @@ class _Planner:
         found = differences(before, now)
         if found:  # a setting that is new in this version has its default in older runs
             found = differences(self._read_again(before), now)
-        wanted = {str(need): self.plan[need].fingerprint for need in self._grid.needs(run)}
-        return found + [f"another {need}" for need, value in wanted.items() if needs.get(need) != value]
+        return found + [f"another {need}" for need, value in self._needs(run).items() if needs.get(need) != value]
 
     def _read_again(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """Read an older run's config as this version does; one that it cannot read is returned as it is."""

@@ -18,18 +18,20 @@ from typing import Any, Protocol
 
 import torch
 
-from softjaccard.errors import InputError
-from softjaccard.evaluation.compare.grid import Grid, RunName
+from softjaccard.errors import InputError, InputErrors
+from softjaccard.evaluation.compare.grid import Grid, RunName, unknown_scores
 from softjaccard.evaluation.compare.plan import Planned
 from softjaccard.evaluation.compare.progress import Progress
 from softjaccard.evaluation.compare.records import Journal, Record, save_record
-from softjaccard.evaluation.results import load_results
+from softjaccard.evaluation.results import EvaluationResult, load_results
 from softjaccard.machine import commit, cpu_cores, cpu_name
 
 _POLL = 0.2  # seconds
 _PATIENCE = 20.0
 """Seconds that processes get to stop by themselves."""
 _EPOCH = re.compile(rb"Epoch (\d+)/(\d+):")
+_OF_SOME_RUNS = re.compile(r"^loss$|_votes")
+"""Scores that depend on a run's model or data, besides those of a class, which are there if the class was found."""
 _TAIL = 20_000
 """Bytes at the end of a log in which the reason of a failure is looked for."""
 
@@ -104,7 +106,7 @@ class Resources:
         """Return the variables of a process on a device."""
         variables = dict(os.environ)
         if self.jobs > 1:
-            variables["OMP_NUM_THREADS"] = str(max(1, cpu_cores() // self.jobs))
+            variables.setdefault("OMP_NUM_THREADS", str(max(1, cpu_cores() // self.jobs)))
         if device:
             visible = [name for name in variables.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
             number = device.removeprefix("cuda:")
@@ -117,7 +119,7 @@ class Resources:
         machine: dict[str, Any] = {
             "cpu": cpu_name(),
             "cores": cpu_cores(),
-            "threads": int(threads) if threads else None,
+            "threads": int(threads) if threads and threads.isdecimal() else threads,
             "torch": torch.__version__,
         }
         accelerator = config.get("trainer", {}).get("accelerator")
@@ -162,6 +164,9 @@ class Executor:
         """Go through the plan; on Ctrl-C processes are stopped, and can be resumed.
 
         A run that fails is recorded, and the others go on.
+
+        Raises:
+            InputErrors: If a result shows that no run can have a score of the grid.
         """
         waiting = [planned for planned in self.plan.values() if planned.pending]
         self._ended = {run: each.action == "failed" for run, each in self.plan.items() if not each.pending}
@@ -271,6 +276,18 @@ class Executor:
         save_record(self.output, record, result)
         self._ended[run] = reason is not None
         self.progress.end(run, reason)
+        if result is not None:
+            self._check_scores(result)
+
+    def _check_scores(self, result: EvaluationResult) -> None:
+        """Find a misspelt score before all runs are done."""
+        wanted = [
+            score
+            for score in self.grid.scores
+            if not _OF_SOME_RUNS.search(score) and score.partition("/")[2] not in result.classes
+        ]
+        if wrong := unknown_scores(wanted, result.scores.keys()):
+            raise InputErrors(wrong)
 
     def _reason(self, running: _Running, code: int) -> str:
         """Return why a process has failed, in one line."""

@@ -23,6 +23,7 @@ from softjaccard.metrics.iou import Score
 
 _COLUMNS = (
     "row", "score", "n", "mean", "standard_deviation", "pairs", "difference", "low", "high", "separable", "failed",
+    "changed",
 )  # fmt: skip
 _UNCERTAIN = "~"
 
@@ -76,6 +77,7 @@ class Summary:
         cells: By row and score.
         failed: Reasons of the runs that failed.
         missing: Runs without a result.
+        changed: Of results that are not of the grid's settings, what differs.
         unlike: Rows that were tested on other images than the baseline.
         images: Number of the baseline's images; None without a result of it.
     """
@@ -84,19 +86,25 @@ class Summary:
     cells: Mapping[tuple[str, str], Cell]
     failed: Mapping[RunName, str]
     missing: Sequence[RunName]
+    changed: Mapping[RunName, str]
     unlike: Sequence[str]
     images: int | None
 
 
-def write_tables(grid: Grid, output: Path) -> Summary:
+def write_tables(grid: Grid, output: Path, changed: Mapping[RunName, str]) -> Summary:
     """Write `table.md`, `table.csv` and `differences.png` into the output folder.
 
     They depend on the grid and the runs' results alone, and not on when and in which order these were made.
 
+    Args:
+        grid: What the tables are of.
+        output: The folder.
+        changed: Runs that are not of the grid's settings, from `changed_runs`.
+
     Raises:
         InputError: If results are damaged, or a score of the grid is in none of them.
     """
-    summary = summarise(grid, output)
+    summary = summarise(grid, output, changed)
     write_text(output / "table.md", markdown(summary))
     write_text(output / "table.csv", comma_separated(summary))
     picture = output / "differences.png"
@@ -107,7 +115,7 @@ def write_tables(grid: Grid, output: Path) -> Summary:
     return summary
 
 
-def summarise(grid: Grid, output: Path) -> Summary:
+def summarise(grid: Grid, output: Path, changed: Mapping[RunName, str]) -> Summary:
     """Work out the numbers; see `write_tables`."""
     rows = {row.name: [RunName(row.name, seed) for seed in row.seeds] for row in grid.rows.values()}
     records = {run: load_record(output, run) for runs in rows.values() for run in runs}
@@ -130,7 +138,8 @@ def summarise(grid: Grid, output: Path) -> Summary:
     }
     failed = {run: record.failed for run, record in records.items() if record and record.failed}
     missing = [run for run in records if run not in tested and run not in failed]
-    return Summary(grid, cells, failed, missing, unlike, len(baseline[0].images) if baseline else None)
+    shown = {run: told for run, told in changed.items() if run in tested}
+    return Summary(grid, cells, failed, missing, shown, unlike, len(baseline[0].images) if baseline else None)
 
 
 def _pairs(row: Sequence[Record], baseline: Sequence[Record]) -> list[tuple[Record, Record]]:
@@ -194,6 +203,7 @@ def markdown(summary: Summary) -> str:
     notes = [
         *(f"- {run} failed: {reason}" for run, reason in summary.failed.items()),
         *(f"- {run} has no result yet." for run in summary.missing),
+        *(f"- {run} {told}." for run, told in summary.changed.items()),
         *(f"- {row} is not compared: it was tested on other images or classes." for row in summary.unlike),
     ]
     return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
@@ -234,7 +244,7 @@ def _markdown_table(heads: Sequence[str], rows: Iterator[list[str]]) -> list[str
 
 
 def comma_separated(summary: Summary) -> str:
-    """Write a line for each row and score, in fractions."""
+    """Write a line for each row and score, in fractions; `changed` has the seeds with other settings than the grid."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
@@ -243,8 +253,9 @@ def comma_separated(summary: Summary) -> str:
         numbers = (difference.value, difference.low, difference.high) if difference else (None, None, None)
         separable = "" if difference is None or difference.separable is None else str(difference.separable).lower()
         reasons = "; ".join(f"seed {run.seed}: {why}" for run, why in summary.failed.items() if run.row == name)
+        changed = " ".join(str(run.seed) for run in summary.changed if run.row == name)
         values = [_number(cell.mean), _number(cell.deviation), difference.pairs if difference else ""]
-        writer.writerow([name, score, len(cell.values), *values, *map(_number, numbers), separable, reasons])
+        writer.writerow([name, score, len(cell.values), *values, *map(_number, numbers), separable, reasons, changed])
     return text.getvalue()
 
 
