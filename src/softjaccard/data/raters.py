@@ -14,9 +14,10 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from softjaccard.data.images import read_image
+from softjaccard.data.lists import draw_order, read_list, repeated
 from softjaccard.data.masks import read_index_mask
 from softjaccard.data.module import SegmentationData, Split
-from softjaccard.data.pairs import Pair, check_sizes, draw_order, existing_folder, read_list, repeated
+from softjaccard.data.pairs import Pair, check_sizes, existing_folder
 from softjaccard.data.votes import majority_vote
 from softjaccard.errors import InputError
 

@@ -2,6 +2,7 @@
 
 from softjaccard.training.distillation import Distillation
 from softjaccard.training.optimisation import OptimiserSettings
+from softjaccard.training.semisupervised import SemiSupervised
 from softjaccard.training.supervised import SupervisedSegmentation
 from softjaccard.training.targets import AveragedVotes, HardLabel, RandomAnnotator, SmoothLabel, TrainingLabel
 
@@ -11,6 +12,7 @@ __all__ = [
     "HardLabel",
     "OptimiserSettings",
     "RandomAnnotator",
+    "SemiSupervised",
     "SmoothLabel",
     "SupervisedSegmentation",
     "TrainingLabel",
