@@ -85,13 +85,13 @@ def partition(ids: Sequence[str], labelled: float | str, unlabelled: str | None 
 
     Example:
         >>> partition(["a", "b", "c", "d", "e", "f"], 1 / 3)
-        Partition(labelled=(0, 3), unlabelled=(1, 2, 4, 5))
+        Partition(labelled=(1, 4), unlabelled=(0, 2, 3, 5))
     """
     if isinstance(labelled, str):
         chosen = _listed("labelled", labelled, ids)
     else:
-        count = round(labelled * len(ids))
-        if not 0 < labelled < 1 or not 0 < count < len(ids):
+        count = round(labelled * len(ids)) if 0 < labelled < 1 else 0
+        if not 0 < count < len(ids):
             raise InputError(
                 f"data.labelled is {labelled}, but must be a share above 0 and below 1 that leaves some of the "
                 f"{len(ids)} training images on both sides, or the file of a list."
@@ -225,7 +225,7 @@ def draw_box(size: Sequence[int], random: np.random.Generator) -> Tensor:
     Example:
         >>> box = draw_box((40, 60), np.random.default_rng(2))
         >>> box.shape, int(box.any(1).sum()), int(box.any(0).sum())
-        (torch.Size([40, 60]), 8, 12)
+        (torch.Size([40, 60]), 11, 9)
     """
     height, width = size
     box = torch.zeros(height, width, dtype=torch.bool)
