@@ -127,7 +127,8 @@ def test_labels_may_be_anything_where_nothing_is_valid(kind: type[SemiSupervised
     [
         ({"weight": -1.0}, "weight"), ({"threshold": 1.5}, "threshold"), ({"temperature": 0.0}, "temperature"),
         ({"confidence": "pixels"}, "confidence"), ({"confidence": "classes", "classes": "all"}, "classes"),
-        ({"average_decay": 1.0}, "average_decay"), ({"per": "pixel"}, "per"), ({"region_weight": -1.0}, "region_weight"),
+        ({"average_decay": 1.0}, "average_decay"), ({"per": "pixel"}, "per"),
+        ({"region_weight": -1.0}, "region_weight"),
     ],
 )  # fmt: skip
 def test_options_out_of_range(options: dict[str, Any], words: str) -> None:

@@ -103,7 +103,7 @@ class SemiSupervised(SupervisedSegmentation):
             return own, partner
         with evaluation_mode(self.network):
             partner = self.network(batch["partner_image"])
-        # Autocast would else give the training, too, the weights that it has cast without gradient.
+        # Older torch would give the training the weights that autocast has cast without gradient (issue 158232).
         torch.clear_autocast_cache()
         return None, partner
 
