@@ -32,18 +32,24 @@ def last_checkpoint(run: Path) -> dict[str, Any]:
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
 
+#: Twelve images without labels.
+UNLABELLED = ["--recipe=scenes+fixmatch", "--data.training=17", "--data.labelled=0.3", "--model.method.threshold=0.25"]
+
+
 @pytest.mark.slow
-def test_two_processes_train_to_the_weights_of_one_with_the_joined_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [[], UNLABELLED], ids=["labelled", "unlabelled"])
+def test_two_processes_train_to_the_weights_of_one_with_the_joined_batch(settings: list[str], tmp_path: Path) -> None:
     script = tmp_path / "command.py"
     script.write_text("import sys\nfrom softjaccard.cli import main\nsys.exit(main())\n")
+    scenes = [*SCENES, *EXACT, *settings]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     two = ["--data.batch_size=2", "--trainer.devices=2", "--trainer.strategy=ddp", f"--output={tmp_path / 'two'}"]
-    result = subprocess.run([*torchrun, *SCENES, *EXACT, *two], capture_output=True, text=True, check=False)
+    result = subprocess.run([*torchrun, *scenes, *two], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert main([*SCENES, *EXACT, "--trainer.devices=1", f"--output={tmp_path / 'one'}"]) == 0
+    assert main([*scenes, "--trainer.devices=1", f"--output={tmp_path / 'one'}"]) == 0
     # The mean of the losses of parts is another loss, so that these weights show what the difference would be.
     parts = ["--data.batch_size=2", "--trainer.accumulate_grad_batches=2", f"--output={tmp_path / 'parts'}"]
-    assert main([*SCENES, *EXACT, *parts]) == 0
+    assert main([*scenes, *parts]) == 0
     checkpoints = {name: last_checkpoint(tmp_path / name) for name in ("one", "two", "parts")}
     assert {checkpoint["global_step"] for checkpoint in checkpoints.values()} == {3}
     expected = checkpoints["one"]["state_dict"]
