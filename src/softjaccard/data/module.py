@@ -85,7 +85,8 @@ class SegmentationData(LightningDataModule, ABC):
     images, for a model that takes them; an epoch is one pass over these, in which labelled images repeat. Of them it
     has, drawn as :class:`~softjaccard.data.unlabelled.UnlabelledViews` says:
 
-    - `weak_image`: float32 (B, 3, H, W), and `weak_valid`, boolean (B, H, W), false where it is padding.
+    - `weak_image`: float32 (B, 3, H, W), scaled, cropped and flipped as labelled images are, without photometric
+      changes; and `weak_valid`, boolean (B, H, W), false where it is padding.
     - `partner_image`, `partner_valid`: the same of other unlabelled images, parts of which are pasted.
     - `strong_image`: float32 (B, 2, 3, H, W), two strong views, each with the pixels of its partner inside its box.
     - `box`: boolean (B, 2, H, W), where these are.
@@ -142,8 +143,6 @@ class SegmentationData(LightningDataModule, ABC):
         self.pad_multiple, self.workers, self.seed = pad_multiple, workers, seed
         if labelled is None and unlabelled is not None:
             raise InputError("data.unlabelled is given without data.labelled, a share or a list of other images.")
-        if labelled is not None and crop is None:
-            raise InputError("data.crop is null, but unlabelled images are trained on in crops of one size.")
         self.labelled, self.unlabelled, self.labelled_seed = labelled, unlabelled, labelled_seed
         self.partition: Partition | None = None
         self.training_transform()  # raises where a setting of the augmentation is wrong
@@ -201,6 +200,8 @@ class SegmentationData(LightningDataModule, ABC):
             )
         views = None
         if self.trainer is None or getattr(self.trainer.lightning_module, "takes_unlabelled", False):
+            if self.crop is None:
+                raise InputError("data.crop is null, but unlabelled images are trained on in crops of one size.")
             geometry = TrainingTransform(self.crop, scale_range=self.scale_range, flip=self.flip)
             views = UnlabelledViews(dataset, geometry, self.seed)
         return self._training_loader(PartlyLabelledImages(samples, views), sampler, collate=collate_views)
