@@ -29,6 +29,22 @@ class InputErrors(InputError):  # noqa: N818 (there are several)
         self.messages = tuple(messages)
 
 
+def check_settings(name: str, settings: object, checks: Iterable[tuple[str, bool, str]]) -> None:
+    """Check the values of some settings.
+
+    Args:
+        name: Of the settings.
+        settings: What has them as attributes.
+        checks: For each attribute its name, whether its value is valid, and what is.
+
+    Raises:
+        InputError: If one is not.
+    """
+    for attribute, valid, wanted in checks:
+        if not valid:
+            raise InputError(f"{name}: {attribute} is {getattr(settings, attribute)}, but must be {wanted}.")
+
+
 def first_line(error: Exception) -> str:
     """Return an error's name and the first line of its message.
 

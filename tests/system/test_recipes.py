@@ -16,6 +16,7 @@ from drawn_raters import draw_raters
 from softjaccard.cli import main
 from softjaccard.training.recipes import load_recipe, merge, recipe_parts
 from softjaccard.training.run import load_run_network
+from softjaccard.training.teacher import load_teacher
 
 PARTS = recipe_parts()
 TWO_STEPS = [
@@ -191,6 +192,23 @@ def test_a_teacher_is_no_part_of_its_students(
     assert "model.teacher: There is no run" in capsys.readouterr().err
 
 
+def test_a_teachers_logits_are_kept_and_used_again(teacher: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    whole = ["--data.crop=null", "--data.flip=0", "--data.pad_multiple=32", f"--model.teacher={teacher}"]
+    cached = [*TINY_SCENES, *whole, f"--model.teacher_cache={kept}"]
+    first = trained(tmp_path / "first", "scenes+distillation-jml", *cached)
+    files = {path: path.stat().st_mtime_ns for path in kept.rglob("*.safetensors")}
+    assert len(files) == 8
+    again = trained(tmp_path / "again", "scenes+distillation-jml", *cached)
+    assert {path: path.stat().st_mtime_ns for path in kept.rglob("*.safetensors")} == files
+    assert first == again
+    trained(tmp_path / "others", "scenes+distillation-jml", *cached, "--data.scenes_seed=1")
+    assert len(list(kept.rglob("*.safetensors"))) == 16
+    asked = trained(tmp_path / "asked", "scenes+distillation-jml", *TINY_SCENES, *whole)
+    for row, other in zip(first, asked, strict=True):
+        assert float(row["train/distillation"]) == pytest.approx(float(other["train/distillation"]), rel=1e-2)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -220,7 +238,16 @@ def test_a_teacher_of_other_classes_is_refused(
     assert main([*recipe, f"--model.teacher={teacher}", "--model.encoder=tu-test_resnet"]) == 2
     error = capsys.readouterr().err
     assert "5 classes (background, disc, leaf, crate, cloud)" in error
-    assert "the student has 11" in error
+    assert "the student's data have 11 (sky, building" in error
+
+
+def test_a_teacher_of_another_scale_is_warned_of(teacher: Path, tmp_path: Path) -> None:
+    settings = [*TINY_SCENES, f"--model.teacher={teacher}"]
+    with pytest.warns(UserWarning, match=r"at scale 1.0, but sees the student's at 0.5"):
+        load_teacher(str(teacher), ("background", "disc", "leaf", "crate", "cloud"), 0.5)
+    # In double precision the teacher is asked in it, too.
+    rows = trained(tmp_path / "run", "scenes+distillation-jml", *settings, "--trainer.precision=64-true")
+    assert len(rows) == 2
 
 
 def test_every_part_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from softjaccard.errors import InputError
+from softjaccard.errors import check_settings
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,12 @@ class AuxiliarySettings:
         Raises:
             InputError: If one is out of its range.
         """
-        for field, valid, wanted in (
+        checks = (
             ("share", 0 < self.share < 1, "between 0 and 1"),
             ("channels", self.channels >= 1, "at least 1"),
             ("dropout", 0 <= self.dropout < 1, "from 0 to below 1"),
-        ):
-            if not valid:
-                raise InputError(f"auxiliary: {field} is {getattr(self, field)}, but must be {wanted}.")
+        )
+        check_settings("auxiliary", self, checks)
 
 
 class AuxiliaryHead(nn.Sequential):

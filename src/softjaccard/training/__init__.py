@@ -1,19 +1,23 @@
 """Training: Lightning modules, what they are trained on and with, optimisers, and runs that are kept in a folder."""
 
 from softjaccard.training.distillation import Distillation
+from softjaccard.training.objectives import Objective, Objectives
 from softjaccard.training.optimisation import OptimiserSettings
 from softjaccard.training.semisupervised import SemiSupervised
 from softjaccard.training.supervised import SupervisedSegmentation
-from softjaccard.training.targets import AveragedVotes, HardLabel, RandomAnnotator, SmoothLabel, TrainingLabel
+from softjaccard.training.targets import AveragedVotes, HardLabel, RandomAnnotator, SmoothLabel, Target, TrainingLabel
 
 __all__ = [
     "AveragedVotes",
     "Distillation",
     "HardLabel",
+    "Objective",
+    "Objectives",
     "OptimiserSettings",
     "RandomAnnotator",
     "SemiSupervised",
     "SmoothLabel",
     "SupervisedSegmentation",
+    "Target",
     "TrainingLabel",
 ]

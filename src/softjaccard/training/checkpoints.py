@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import OrderedDict
@@ -60,7 +61,7 @@ class RunConfig(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Write the files."""
-        if trainer.is_global_zero and not self._written:
+        if trainer.is_global_zero and not self._written and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             data = getattr(trainer, "datamodule", None)
             labelled = data.labelled_ids() if isinstance(data, SegmentationData) else None
             if labelled is not None:
@@ -138,7 +139,7 @@ class RunCheckpoints(Checkpoint):
                 f"{', '.join(trainer.callback_metrics) or 'nothing'}."
             )
         value = float(trainer.callback_metrics[self._monitor])
-        if self.best is None or value > self.best:
+        if self.best is None or math.isnan(self.best) or value > self.best:
             self.best = value
             trainer.save_checkpoint(self._folder / "best.ckpt")
 

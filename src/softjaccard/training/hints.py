@@ -7,6 +7,7 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -41,9 +42,11 @@ def with_hint(message: str, config: Mapping[str, Any], options: Mapping[str, Ite
     where: Any = None
     for depth, name in enumerate(names):
         if name not in known:
+            if not known or (depth == 0 and not get_close_matches(name, list(known))):
+                break  # perhaps meant for the command itself
             return f"there is no setting {'.'.join(names[: depth + 1])}. {nearest_names(name, known)}"
         config, where = _below(config, name, where)
-        known = _names(config, where) or (options[name] if depth == 0 else ())
+        known = (list(options[name]) if depth == 0 else []) or _names(config, where)
     return message
 
 
@@ -62,7 +65,10 @@ def _class_of(config: Mapping[str, Any]) -> Any:
 def _dataclass_of(owner: Any, name: str) -> Any:
     """Return the dataclass that a parameter of a class takes."""
     for constructor in _constructors(owner):
-        hint = typing.get_type_hints(constructor).get(name)
+        try:
+            hint = typing.get_type_hints(constructor).get(name)
+        except NameError:  # a type that is imported for type checkers only
+            continue
         for candidate in (hint, *typing.get_args(hint)):
             if dataclasses.is_dataclass(candidate):
                 return candidate
@@ -83,5 +89,12 @@ def _names(config: Mapping[str, Any], where: Any) -> list[str]:
 
 
 def _constructors(kind: Any) -> list[Callable[..., None]]:
-    parents = inspect.getmro(kind) if inspect.isclass(kind) else ()
-    return [vars(parent)["__init__"] for parent in parents if parent is not object and "__init__" in vars(parent)]
+    """Return a class's constructor, and its parents' as far as each hands further arguments on."""
+    found: list[Callable[..., None]] = []
+    for parent in inspect.getmro(kind) if inspect.isclass(kind) else ():
+        if parent is not object and "__init__" in vars(parent):
+            found.append(vars(parent)["__init__"])
+            kinds = {parameter.kind for parameter in inspect.signature(found[-1]).parameters.values()}
+            if inspect.Parameter.VAR_KEYWORD not in kinds:
+                break
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from torch import Tensor, nn
@@ -49,8 +49,8 @@ class Objectives(nn.Module):
     def __init__(self, objectives: Sequence[Objective]) -> None:
         """See the class."""
         super().__init__()
-        self.objectives = tuple(objectives)
-        self.losses = nn.ModuleList(ready_for_training(objective.loss) for objective in objectives)
+        self.objectives = tuple(replace(each, loss=ready_for_training(each.loss)) for each in objectives)
+        self.losses = nn.ModuleList(objective.loss for objective in self.objectives)
 
     def forward(self, output: NetworkOutput, batch: Batch) -> Tensor:
         """Return the loss of a batch.
@@ -60,12 +60,13 @@ class Objectives(nn.Module):
         """
         targets: dict[TrainingLabel, Target] = {}
         total = output.logits.new_zeros(())
-        for objective, loss in zip(self.objectives, self.losses, strict=True):
+        for objective in self.objectives:
             if objective.label not in targets:
                 targets[objective.label] = objective.label(batch)
             logits = output.logits if objective.head == "main" else output.auxiliary
             assert logits is not None
-            total = total + objective.weight * loss_at_size(loss, logits, targets[objective.label], batch["image"])
+            loss = loss_at_size(objective.loss, logits, targets[objective.label], batch["image"])
+            total = total + objective.weight * loss
         return total
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from softjaccard.errors import InputError
+from softjaccard.errors import check_settings
 from softjaccard.models import SegmentationNetwork
 
 
@@ -42,16 +42,15 @@ class OptimiserSettings:
         Raises:
             InputError: If one is out of its range.
         """
-        for field, valid, wanted in (
+        checks = (
             ("learning_rate", 0 < self.learning_rate < math.inf, "above 0"),
             ("decoder_factor", 0 < self.decoder_factor < math.inf, "above 0"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"),
             ("momentum", 0 <= self.momentum < 1, "from 0 to below 1"),
             ("power", 0 <= self.power < math.inf, "at least 0"),
             ("warmup", 0 <= self.warmup < 1, "a share of the steps, from 0 to below 1"),
-        ):
-            if not valid:
-                raise InputError(f"optimiser: {field} is {getattr(self, field)}, but must be {wanted}.")
+        )
+        check_settings("optimiser", self, checks)
 
 
 def build_optimiser(network: SegmentationNetwork, settings: OptimiserSettings) -> Optimizer:

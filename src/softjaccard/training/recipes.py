@@ -25,7 +25,8 @@ _USUAL = {"method": "hard"}
 def recipe_parts() -> dict[str, dict[str, str]]:
     """Return what each part is, by kind and name."""
     parts = {
-        kind: {path.stem: _first_line(path) for path in sorted(_file(kind, "*").parent.glob("*"))} for kind in KINDS
+        kind: {path.stem: _first_line(path) for path in sorted(_file(kind, "*").parent.glob("*.yaml"))}
+        for kind in KINDS
     }
     named = (
         f"{each['architecture']} with {each['encoder']}, as in the paper's code" for each in ARCHITECTURES.values()

@@ -30,7 +30,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 import softjaccard
 from softjaccard.data.module import SegmentationData
-from softjaccard.errors import InputError
+from softjaccard.errors import InputError, nearest_names
 from softjaccard.files import remove_unfinished
 from softjaccard.training.checkpoints import CheckpointFiles, RunCheckpoints, RunConfig, load_checkpoint
 from softjaccard.training.hints import with_hint
@@ -51,6 +51,8 @@ _FIXED_TRAINER_OPTIONS = {
     "model_registry",
     "plugins",
 }
+
+_PARTS = ("seed", "model", "data", "checkpoint_every", "trainer")
 
 # A resumed run may find its data elsewhere, or read them in another way.
 _FREE_DATA_SETTINGS = {"root", "workers", "cache"}
@@ -317,13 +319,7 @@ def _parse(parser: ArgumentParser, configs: Sequence[Path | Mapping[str, Any]], 
     try:
         return parser.parse_args([*(f"--config={yaml.safe_dump(dict(config))}" for config in plain), *settings])
     except ArgumentError as error:
-        known = {
-            "seed": (),
-            "model": (),
-            "data": (),
-            "checkpoint_every": (),
-            "trainer": parser.get_defaults()["trainer"],
-        }
+        known = {**dict.fromkeys(_PARTS, ()), "trainer": parser.get_defaults()["trainer"].as_dict()}
         raise InputError(with_hint(_shorten(str(error)), reduce(merge, plain, {}), known)) from error
 
 
@@ -334,6 +330,9 @@ def _read_config(path: Path) -> Mapping[str, Any]:
         raise InputError(f"--config: {path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, Mapping):
         raise InputError(f"--config: {path} holds no settings; expected a mapping with model, data and trainer.")
+    for name in config:
+        if name not in _PARTS:
+            raise InputError(f"--config: {path} has an unknown part {name}. {nearest_names(str(name), _PARTS)}")
     return config
 
 
@@ -356,7 +355,7 @@ def _instantiate(parser: ArgumentParser, config: Config) -> tuple[LightningModul
     try:
         instances = parser.instantiate(config)
     except ValueError as error:  # what our constructors raise for a setting out of range
-        raise InputError(str(error)) from error
+        raise InputError(_shorten(str(error))) from error
     return instances.model, instances.data
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ class SupervisedSegmentation(LightningModule):
     ) -> None:
         """See the class."""
         super().__init__()
-        self.loss: nn.Module = CompoundLoss(JaccardLoss()) if loss is None else loss
+        self.loss: nn.Module = CompoundLoss(JaccardLoss()) if loss is None else deepcopy(loss)
         self.num_classes, self.optimiser_settings = num_classes, optimiser
         if isinstance(self.loss, StatisticsLoss):
             self.loss.upsample = "bilinear"

@@ -16,8 +16,9 @@ from softjaccard.models.network import NetworkOutput
 class DistillationTerm(nn.Module, ABC):
     """What a student's loss has on top of the hard label's: the distance of its output to a teacher's.
 
-    Pixels without a label change neither its value nor its gradient, whatever the networks make of them, and without
-    any labelled pixel it is 0. The gradient goes to the student only. Sums are in float32 at least, under autocast too.
+    Pixels without a label change neither its value nor its gradient, as far as interpolation to another resolution does
+    not reach from them into others, and without any labelled pixel it is 0. The gradient goes to the student only. Sums
+    are in float32 at least, under autocast too.
 
     Args:
         weight: Factor of the term.

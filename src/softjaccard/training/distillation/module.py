@@ -62,15 +62,20 @@ class Distillation(SupervisedSegmentation):
         if stage != "fit":
             return
         (source,) = self._source
-        network, checkpoint = load_teacher(source, self.num_classes) if isinstance(source, str) else (source, None)
-        self._teacher = Teacher(network)
+        checkpoint = None
+        if isinstance(source, str):
+            data = getattr(self.trainer, "datamodule", None)
+            images = getattr(data, "datasets", {}).get("train")
+            network, checkpoint = load_teacher(source, getattr(images, "classes", ()), getattr(data, "scale", 1.0))
+            source = network
+        self._teacher = Teacher(source)
         if self.teacher_cache:
             self._cache = self._open_cache(checkpoint, self.teacher_cache)
 
     def on_fit_start(self) -> None:
         """Move the teacher to where the student is."""
         assert self._teacher is not None
-        self._teacher.to(self.device)
+        self._teacher.to(next(self.network.parameters()))
 
     def training_loss(self, output: NetworkOutput, batch: Batch) -> Tensor:
         """Return the loss on the label and the distance to the teacher."""
@@ -84,17 +89,18 @@ class Distillation(SupervisedSegmentation):
         assert self._teacher is not None
         if self._cache is None:
             return self._teacher(batch["image"])
-        ids = self.trainer.datamodule.datasets["train"].ids  # type: ignore[attr-defined]
-        keys = [ids[index] for index in batch["index"].tolist()]
+        # By their pixels, because a name says neither which data set it is of nor how the image was padded.
+        keys = [
+            hashlib.sha256(f"{image.shape}".encode() + image.numpy().tobytes()).hexdigest()
+            for image in batch["image"].cpu()
+        ]
         if self._cache.get(keys) is None:
             for key, logits in zip(keys, self._teacher(batch["image"]).logits, strict=True):
                 self._cache.put(key, logits)
         # Read again, so that the first epoch has the rounded logits of the others.
         kept = self._cache.get(keys)
         assert kept is not None
-        if len({logits.shape for logits in kept}) > 1:
-            raise InputError("model.teacher_cache: the training images differ in size; use no cache.")
-        return NetworkOutput(torch.stack([each.to(self.device, torch.float32) for each in kept]), None, None)
+        return NetworkOutput(torch.stack(kept).to(batch["image"]), None, None)
 
     def _open_cache(self, checkpoint: Path | None, folder: str) -> TeacherCache:
         data: Any = getattr(self.trainer, "datamodule", None)
@@ -110,13 +116,4 @@ class Distillation(SupervisedSegmentation):
                 "model.teacher_cache: the training images are augmented, so that the teacher's logits differ in each "
                 "epoch. Set data.crop null, data.flip 0 and no other augmentation, or use no cache."
             )
-        images = data.datasets["train"]
-        return TeacherCache(
-            folder,
-            {
-                "teacher": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
-                "images": f"{len(images)} of {type(images).__name__}",
-                "size": list(images[0]["image"].shape[-2:]),
-                "padded to multiples of": data.pad_multiple,
-            },
-        )
+        return TeacherCache(folder, {"teacher": hashlib.sha256(checkpoint.read_bytes()).hexdigest()})
