@@ -11,13 +11,12 @@ from torch import Tensor
 from softjaccard.labels import TeacherLabel
 from softjaccard.losses import JaccardLoss
 from softjaccard.losses.base import expect_number
+from softjaccard.losses.region import PREDICTED_THRESHOLD
 from softjaccard.statistics import confidence_map
 from softjaccard.statistics.reducer import Per
 from softjaccard.training.semisupervised.base import Part, PseudoLabel, SemiSupervisedMethod, StreamLoss
 
 Confidence = Literal["mask", "weight", "classes"]
-
-_PREDICTED = 0.5
 
 
 class JMLSemiSupervised(SemiSupervisedMethod):
@@ -79,7 +78,7 @@ class JMLSemiSupervised(SemiSupervisedMethod):
             raise ValueError(f"average_decay: expected a number from 0 to below 1, or None, got {average_decay!r}")
         self.confidence: Confidence = confidence
         self.temperature, self.average_decay = float(temperature), average_decay
-        peak = threshold if confidence == "classes" else _PREDICTED
+        peak = threshold if confidence == "classes" else PREDICTED_THRESHOLD
         self.region = JaccardLoss(per=per, classes=classes, class_threshold=peak)
         self.region_weight = expect_number("region_weight", region_weight)
         self.cross_entropy_weight = expect_number("cross_entropy_weight", cross_entropy_weight)

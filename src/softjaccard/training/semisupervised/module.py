@@ -30,8 +30,8 @@ class SemiSupervised(SupervisedSegmentation):
 
     Args:
         method: How unlabelled images are learned from.
-        test_average: Validate, test and use the average of the network that makes the labels, and not the network
-            itself, as is usual for these methods. Checkpoints have both.
+        test_average: Validate, test and use the average that makes the labels. By default it is the network itself, as
+            with the methods that have no average, so that all are compared alike. Checkpoints have both.
         settings: As in `SupervisedSegmentation`.
 
     Raises:
@@ -80,7 +80,7 @@ class SemiSupervised(SupervisedSegmentation):
         own, partner = self._ask(batch)
         output, weak, perturbed = self._show_weak(batch)
         views = len(self.method.strong_weights)
-        strong = self.network.outputs(batch["strong_image"][:, :views].transpose(0, 1).flatten(0, 1)).logits
+        strong = self.network(batch["strong_image"][:, :views].transpose(0, 1).flatten(0, 1))
         with users_error("model.method"):
             unlabelled = self.method(strong.chunk(views), perturbed, weak if own is None else own, partner, batch)
         self.log("train/unlabelled", unlabelled.value.detach())
