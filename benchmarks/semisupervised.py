@@ -28,7 +28,7 @@ def _model(method: str, device: torch.device) -> Any:
         "fixmatch": partial(SemiSupervised, FixMatch()),
         "unimatch": partial(SemiSupervised, UniMatch()),
         "jml-ssl": partial(SemiSupervised, JMLSemiSupervised()),
-        "jml-ssl without average": partial(SemiSupervised, JMLSemiSupervised(average_decay=None)),
+        "jml-ssl without average": partial(SemiSupervised, JMLSemiSupervised(average_decay=0.0)),
     }[method]
     torch.manual_seed(0)
     return build(num_classes=_CLASSES, channels_last=True).to(device).train()

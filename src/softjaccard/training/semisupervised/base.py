@@ -58,8 +58,8 @@ class SemiSupervisedMethod(nn.Module, ABC):
     """Factor of the weak view with features left out; with 0 there is none."""
     feature_dropout: float = 0.5
     """Probability of leaving out a channel of the encoder's stages in it."""
-    average_decay: float | None = None
-    """Of the moving average of the network that makes the labels; None lets the network itself make them."""
+    average_decay: float = 0.0
+    """Of the moving average of the network that makes the labels; with 0 the network itself makes them."""
 
     def __init__(self, weight: float, threshold: float) -> None:
         """See the class."""

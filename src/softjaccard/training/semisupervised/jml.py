@@ -46,7 +46,7 @@ class JMLSemiSupervised(SemiSupervisedMethod):
         classes: Which enter its mean. present: those more probable than one half in some pixel that counts; with
             `confidence` classes, than the threshold. all: all.
         average_decay: Labels are made by a moving average of the network's parameters and buffers, with this decay
-            after a warm-up; null lets the network itself make them.
+            after a warm-up; with 0 the network itself makes them.
         region_weight: Factor of the Jaccard loss.
         cross_entropy_weight: Factor of the cross-entropy.
 
@@ -62,7 +62,7 @@ class JMLSemiSupervised(SemiSupervisedMethod):
         temperature: float = 1.0,
         per: Per | Mapping[Per, float] = "dataset",
         classes: Literal["present", "all"] = "present",
-        average_decay: float | None = 0.996,
+        average_decay: float = 0.996,
         region_weight: float = 0.75,
         cross_entropy_weight: float = 0.25,
     ) -> None:
@@ -74,8 +74,8 @@ class JMLSemiSupervised(SemiSupervisedMethod):
             raise ValueError(f"temperature: expected a positive number, got {temperature!r}")
         if confidence == "classes" and classes == "all":
             raise ValueError("classes: all leaves nothing to choose for confidence='classes'; expected present")
-        if average_decay is not None and not 0 <= average_decay < 1:
-            raise ValueError(f"average_decay: expected a number from 0 to below 1, or None, got {average_decay!r}")
+        if not 0 <= average_decay < 1:
+            raise ValueError(f"average_decay: expected a number from 0 to below 1, got {average_decay!r}")
         self.confidence: Confidence = confidence
         self.temperature, self.average_decay = float(temperature), average_decay
         peak = threshold if confidence == "classes" else PREDICTED_THRESHOLD

@@ -45,7 +45,7 @@ class SemiSupervised(SupervisedSegmentation):
         super().__init__(**settings)
         self.method: SemiSupervisedMethod = ready_for_training(method or JMLSemiSupervised())
         self.average: SegmentationNetwork | None = None
-        if self.method.average_decay is not None:
+        if self.method.average_decay:
             self.average = deepcopy(self.network).eval().requires_grad_(False)
         if test_average and self.average is None:
             raise InputError(
@@ -92,7 +92,7 @@ class SemiSupervised(SupervisedSegmentation):
         """Make a step of the optimiser, and let the average follow."""
         step = self.trainer.global_step
         super().optimizer_step(*arguments, **settings)
-        if self.average is not None and self.method.average_decay is not None:
+        if self.average is not None:
             follow(self.average, self.network, min(1 - 1 / (step + 1), self.method.average_decay))
 
     @torch.no_grad()
