@@ -115,6 +115,24 @@ def loader_table(results: list[Result]) -> str:
     return "\n".join(rows)
 
 
+def training_table(results: list[Result]) -> str:
+    """The training steps as Markdown."""
+    rows = [_row("training step", "images", "ms", "peak MiB", "time"), "|---|---|---:|---:|---|"]
+    for result in results:
+        case = (result["training"], f"{result['images']} x {' x '.join(map(str, result['size']))}")
+        if "seconds" in result:
+            peak = "unknown" if result["peak_bytes"] is None else f"{result['peak_bytes'] / 2**20:.0f}"
+            rows.append(_row(*case, f"{1000 * result['seconds']:.0f}", peak, _ratio(result["time_ratio"])))
+        else:
+            rows.append(_row(*case, "", "", _reason(result)))
+    return "\n".join(rows)
+
+
+_TRAINING_LEGEND = """\
+DeepLabV3+ with EfficientNet-Lite0, 11 classes: forward, loss and backward of so many labelled images and, but for
+supervised-only, as many unlabelled ones. time: divided by that of supervised-only, timed in turn. peak: above what is
+held between steps, weights and batch among it."""
+
 _LOADER_LEGEND = """\
 CamVid's pipeline at half resolution: random scales from 0.5 to 2, crops of 160 x 224, brightness, contrast, saturation,
 hue, grey and blur. images/s: by the clock. CPU and steps: the processor's ms for each image, in one process."""
@@ -134,6 +152,8 @@ def report(results: list[Result], device: str, machine: dict[str, object]) -> st
     parts += [metric_table(metrics)] if metrics else []
     loaders = [result for result in results if "workers" in result]
     parts += [loader_table(loaders), _LOADER_LEGEND] if loaders else []
+    trainings = [result for result in results if "training" in result]
+    parts += [training_table(trainings), _TRAINING_LEGEND] if trainings else []
     load = f"load average {machine['load_before']} before and {machine['load_after']} after"
     parts.append(f"{machine.get('gpu', machine['cpu'])}, {machine['threads']} threads, {load}.")
     return "\n\n".join(parts)

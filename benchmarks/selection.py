@@ -11,8 +11,9 @@ from benchmarks.inputs import DTYPES, LABELS
 from benchmarks.loader import LoaderCase
 from benchmarks.losses import BASELINE, CONTENDERS, LossCase
 from benchmarks.metrics import METRICS, MetricCase
+from benchmarks.semisupervised import METHODS, TrainingCase
 
-Case: TypeAlias = LossCase | MetricCase | LoaderCase | CheckCase
+Case: TypeAlias = LossCase | MetricCase | LoaderCase | TrainingCase | CheckCase
 Shape: TypeAlias = tuple[int, int, int, int]
 
 #: Cityscapes, PASCAL VOC and ADE20K, as they are trained.
@@ -58,6 +59,7 @@ def select(device: str, everything: bool) -> list[Case]:
         cases.append(LossCase(loss, shape, stride, *_USUAL))
     cases += (MetricCase(metric, (1024, 2048)) for metric in METRICS)
     cases += (LoaderCase((360, 480), workers, cache) for cache in (True, False) for workers in (0, 1, 2))
+    cases += map(TrainingCase, METHODS)
     return [case for case in cases if not _impossible(case, device)]
 
 
@@ -66,6 +68,7 @@ def select_quick(device: str) -> list[Case]:
     cases: list[Case] = [LossCase(loss, (1, 5, 32, 64), 4, *_USUAL) for loss in CONTENDERS]
     cases += (MetricCase(metric, (32, 64)) for metric in METRICS)
     cases += (LoaderCase((60, 80), workers, cache=True) for workers in (0, 1))
+    cases += (TrainingCase(method, 2, (32, 64)) for method in METHODS)
     return [case for case in cases if not _impossible(case, device)]
 
 

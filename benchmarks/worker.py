@@ -14,6 +14,7 @@ from benchmarks.loader import LoaderCase
 from benchmarks.losses import LossCase, Skipped
 from benchmarks.metrics import MetricCase
 from benchmarks.selection import Case
+from benchmarks.semisupervised import TrainingCase
 from softjaccard.errors import first_line
 
 
@@ -36,6 +37,8 @@ def _case(fields: dict[str, Any]) -> Case:
         return LossCase(**plain)
     if "workers" in plain:
         return LoaderCase(**plain)
+    if "training" in plain:
+        return TrainingCase(**plain)
     return MetricCase(**plain) if "metric" in plain else CheckCase(**plain)
 
 

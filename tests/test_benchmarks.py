@@ -25,6 +25,7 @@ from benchmarks.measure import median_seconds, peak_bytes
 from benchmarks.metrics import METRICS, MetricCase
 from benchmarks.report import TARGETS, report, targets_of
 from benchmarks.selection import SHAPES, STRIDES, matching, select
+from benchmarks.semisupervised import METHODS, TrainingCase
 from benchmarks.worker import measure
 from softjaccard import CrossEntropyLoss, boundary, region_statistics
 
@@ -99,6 +100,17 @@ def test_loaders(workers: int) -> None:
     assert f"| 32 x 48 | cached | {workers} | 50 |" in slow
     assert f"| 32 x 48 | cached | {workers} | 250 |" in fast
     assert ("NOT MET" in slow, ">= 100/s: met" in fast) == (workers == 1, workers == 1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_steps(method: str) -> None:
+    result = measure(TrainingCase(method, 2, (32, 64)), CPU, 0.0)
+    assert "failed" not in result
+    assert result["seconds"] > 0
+    assert (result["time_ratio"] == 1) == (method == "supervised-only")
+    assert f"| {method} | 2 x 32 x 64 | " in report([result], "cpu", IDLE)
+    del result["seconds"]
+    assert "FAILED: out of luck" in report([result | {"failed": "out of luck"}], "cpu", IDLE)
 
 
 def test_losses_of_others_are_skipped_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -310,3 +310,33 @@ def test_outputs_have_the_auxiliary_head_and_what_the_logits_are_made_of(archite
 def test_settings_of_the_auxiliary_head_are_checked() -> None:
     with pytest.raises(InputError, match=r"auxiliary: share is 1.0, but must be between 0 and 1"):
         AuxiliarySettings(share=1.0)
+
+
+@pytest.mark.parametrize("encoder", ["tu-test_resnet", "tu-test_vit", "mit_b0"])
+def test_perturbed_features_give_other_logits_of_the_same_images(encoder: str) -> None:
+    architecture = "dpt" if "vit" in encoder else "unet"
+    auxiliary = None if architecture == "dpt" else AuxiliarySettings(channels=8)
+    network = create_model(architecture, encoder, 5, auxiliary=auxiliary).eval()
+    image = torch.rand(3, 3, 160, 160) if architecture == "dpt" else torch.rand(3, 3, 64, 96)
+    expected = network.outputs(image)
+    clean, undropped = network.perturbed_outputs(image, 2, 0.0)
+    for name, value in expected._asdict().items():
+        torch.testing.assert_close(getattr(clean, name), value)
+    torch.testing.assert_close(undropped, expected.logits[1:])
+    clean, dropped = network.perturbed_outputs(image, 2, 0.5)
+    torch.testing.assert_close(clean.logits, expected.logits)
+    assert not torch.allclose(dropped, undropped)
+
+
+def test_features_are_left_out_by_channel_and_doubled_where_they_stay() -> None:
+    network = tiny("unet")
+    seen: list[list[torch.Tensor]] = []
+    network.body.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network.perturbed_outputs(torch.rand(3, 3, 64, 64), 2, 0.5)
+    (stages,) = seen
+    assert torch.equal(stages[0][3:], stages[0][1:3])  # the images
+    for stage in stages[1:]:
+        clean, dropped = stage[1:3], stage[3:]
+        kept = dropped.flatten(2).any(2)
+        torch.testing.assert_close(dropped, torch.where(kept[:, :, None, None], 2 * clean, 0))
+        assert 0.2 < kept.float().mean() < 0.8

@@ -329,3 +329,18 @@ def test_class_map_is_the_argmax_of_the_interpolation(
     assert sj.statistics.class_map(logits, target)[0, 0, 0] == 1
     with pytest.raises(ValueError, match="at most the target's height and width"):
         sj.statistics.class_map(torch.zeros(1, 2, 4, 4), (4, 3))
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(("source", "target"), SIZES, ids=str)
+def test_confidence_map_is_the_largest_probability_of_the_interpolation(
+    source: tuple[int, int], target: tuple[int, int], align_corners: bool, small_tiles: None
+) -> None:
+    logits = torch.randn(3, 5, *source, dtype=torch.float64)
+    full = torch.nn.functional.interpolate(logits, target, mode="bilinear", align_corners=align_corners)
+    classes, confidence = sj.statistics.confidence_map(logits, target, align_corners=align_corners)
+    assert torch.equal(classes, full.argmax(1))
+    oracle.close(confidence, full.softmax(1).amax(1), 1e-12)
+    assert sj.statistics.confidence_map(logits.bfloat16(), target)[1].dtype == torch.float32
+    with pytest.raises(ValueError, match="at most the target's height and width"):
+        sj.statistics.confidence_map(torch.zeros(1, 2, 4, 4), (4, 3))

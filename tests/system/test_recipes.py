@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from drawn_camvid import draw_camvid
@@ -14,6 +15,7 @@ from drawn_data import draw, draw_ade20k, draw_cityscapes, draw_deepglobe, draw_
 from drawn_raters import draw_raters
 from softjaccard.cli import main
 from softjaccard.training.recipes import load_recipe, merge, recipe_parts
+from softjaccard.training.run import load_run_network
 from softjaccard.training.teacher import load_teacher
 
 PARTS = recipe_parts()
@@ -41,13 +43,68 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+SEMI_SUPERVISED = ("fixmatch", "unimatch", "jml-ssl")
+
+
 @pytest.mark.parametrize("method", PARTS["method"])
 def test_every_method(method: str, teacher: Path, tmp_path: Path) -> None:
     settings = [f"--model.teacher={teacher}"] if method.startswith("distillation") else []
+    settings += ["--data.labelled=0.5"] if method in ("supervised-only", *SEMI_SUPERVISED) else []
     data = "scenes-raters" if method in ("averaged-votes", "random-annotator") else "scenes"
     rows = trained(tmp_path / "run", f"{data}+{method}", *TINY_SCENES, *settings, "--model.auxiliary.channels=8")
     assert [float(row["train/loss"]) > 0 for row in rows] == [True, True]
     assert all(bool(row.get("train/distillation")) == method.startswith("distillation") for row in rows)
+    assert all(bool(row.get("train/unlabelled")) == (method in SEMI_SUPERVISED) for row in rows)
+    assert (tmp_path / "run" / "labelled.txt").exists() == ("--data.labelled=0.5" in settings)
+
+
+def test_labelled_images_are_kept_in_a_list_that_can_be_given_back(tmp_path: Path) -> None:
+    tiny = [*TINY_SCENES, "--data.training=12", "--data.labelled_seed=3"]
+    first = trained(tmp_path / "first", "scenes+jml-ssl", *tiny, "--data.labelled=0.4")
+    kept = tmp_path / "first" / "labelled.txt"
+    listed = trained(tmp_path / "listed", "scenes+jml-ssl", *tiny, f"--data.labelled={kept}")
+    assert listed == first
+    assert (tmp_path / "listed" / "labelled.txt").read_text() == kept.read_text()
+    assert len(kept.read_text().splitlines()) == 5
+
+
+def test_a_networks_average_is_used_where_that_is_asked_for(tmp_path: Path) -> None:
+    settings = ["--data.labelled=0.5", "--model.method.average_decay=0.5", "--data.test=3"]
+    networks = []
+    for average in ("false", "true"):
+        output = tmp_path / average
+        trained(output, "scenes+jml-ssl", *TINY_SCENES, *settings, f"--model.test_average={average}")
+        networks.append(load_run_network(output, "last").network.state_dict())
+        assert main(["test", str(output), "--checkpoint=last", "--trainer.enable_progress_bar=false"]) == 0
+    saved = torch.load(output / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for network, part in zip(networks, ("network", "average"), strict=True):
+        assert all(torch.equal(value, saved[f"{part}.{name}"]) for name, value in network.items())
+    weight = "body.segmentation_head.0.weight"
+    assert not torch.equal(networks[0][weight], networks[1][weight])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["--data.labelled=null"], ["data.labelled is missing", "0.125"]),
+        (["--data.labelled=2"], ["data.labelled is 2.0", "share"]),
+        (["--data.labelled=0.25"], ["2 training images have labels", "fewer than the 4"]),
+        (["--data.labelled=LIST"], ["1 of the 2 ids", "scene 99", "not in the training split"]),
+        (["--data.labelled=0.5", "--model.method.threshold=2"], ["threshold", "probability"]),
+        (["--data.labelled=0.5", "--model.method.confidence=pixels"], ["model", "confidence"]),
+    ],
+)
+def test_errors_of_semi_supervised_training(
+    settings: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.txt").write_text("scene 1\nscene 99\n")
+    settings = [setting.replace("LIST", str(tmp_path / "list.txt")) for setting in settings]
+    recipe = ["fit", "--recipe", "scenes+jml-ssl", "--output", str(tmp_path / "run")]
+    assert main([*recipe, *TINY_SCENES, *TWO_STEPS, *settings]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert all(word in error for word in words), error
+    assert not (tmp_path / "run" / "labelled.txt").exists()
 
 
 def draw_folder(root: Path) -> None:

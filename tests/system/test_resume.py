@@ -136,6 +136,23 @@ def test_a_run_that_is_killed_ends_as_if_it_had_not_been(softjaccard: Run, unint
     assert_same(output, uninterrupted)
 
 
+def test_training_with_unlabelled_images_goes_on_within_an_epoch(softjaccard: Run, tmp_path: Path) -> None:
+    """Five steps an epoch; the network's average is a part of the checkpoint."""
+    settings = ["--recipe=scenes+jml-ssl", "--data.labelled=0.5", "--model.method.threshold=0.2", "--data.batch_size=2"]
+    expected, output = tmp_path / "expected", tmp_path / "run"
+    assert fit(softjaccard, expected, settings) == 0, expected.with_suffix(".log").read_text()
+    assert fit(softjaccard, output, settings, ("optimiser", 9)) == -signal.SIGKILL
+    last = torch.load(output / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["ScenesData"] == {"epoch": 1, "batches": 3}
+    assert any(name.startswith("average.") for name in last["state_dict"])
+    assert fit(softjaccard, output, settings) == 0, output.with_suffix(".log").read_text()
+    assert_same(output, expected)
+    assert (output / "labelled.txt").read_text() == (expected / "labelled.txt").read_text()
+    confident = dict(shown(output)["train/confident"])
+    assert len(confident) == 15
+    assert max(confident.values()) > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",

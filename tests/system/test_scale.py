@@ -37,10 +37,15 @@ def last_checkpoint(run: Path) -> dict[str, Any]:
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
 
+#: Twelve images without labels.
+UNLABELLED = ["--recipe=scenes+fixmatch", "--data.training=17", "--data.labelled=0.3", "--model.method.threshold=0.25"]
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         EXACT,
+        pytest.param([*EXACT, *UNLABELLED], marks=pytest.mark.slow),
         pytest.param(
             SYNCHRONISED,
             marks=pytest.mark.skipif(torch.cuda.device_count() < 2, reason="synchronised batch norm needs two GPUs"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from softjaccard.data.lists import read_list
 from softjaccard.data.masks import MaskValues
-from softjaccard.data.pairs import Counts, Pair, PairedData, PairedImages, read_list
+from softjaccard.data.pairs import Counts, Pair, PairedData, PairedImages
 
 
 class CamVid(PairedImages):

@@ -10,18 +10,10 @@ import numpy as np
 import yaml
 
 from softjaccard.data.colours import Colours, distinct_colours
+from softjaccard.data.lists import draw_order, repeated
 from softjaccard.data.masks import MaskValues, pack_colours, read_colour_mask, read_index_mask, show_packed
 from softjaccard.data.module import Split
-from softjaccard.data.pairs import (
-    SPLITS,
-    Pair,
-    PairedData,
-    PairedImages,
-    draw_order,
-    existing_folder,
-    read_split,
-    repeated,
-)
+from softjaccard.data.pairs import SPLITS, Pair, PairedData, PairedImages, existing_folder
 from softjaccard.errors import InputError, nearest_names
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")

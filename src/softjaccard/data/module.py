@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -11,9 +11,17 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.data.distributed import DistributedSampler
 
-from softjaccard.data.transforms import IGNORE_INDEX, PhotometricSettings, TrainingTransform, collate_padded, mix_seed
+from softjaccard.data.samplers import EpochSampler, OrderedSampler
+from softjaccard.data.transforms import IGNORE_INDEX, PhotometricSettings, TrainingTransform, collate_padded
+from softjaccard.data.unlabelled import (
+    Partition,
+    PartitionSampler,
+    PartlyLabelledImages,
+    UnlabelledViews,
+    collate_views,
+    partition,
+)
 from softjaccard.errors import InputError
 
 Batch = dict[str, Tensor]
@@ -31,61 +39,14 @@ class SegmentationDataset(Protocol):
     def __getitem__(self, index: int) -> dict[str, Tensor]: ...
 
 
-class EpochSampler(DistributedSampler[tuple[int, int]]):
-    """A new order for each epoch, a function of (seed, epoch); yields (epoch, index).
-
-    The epoch travels with the index, so that augmentation can depend on it in any worker process. Each device has as
-    many images as the others; a few at the end of the order are left out where they cannot be shared equally.
-    """
-
-    def __init__(self, length: int, seed: int, *, rank: int = 0, ranks: int = 1) -> None:
-        """See the class."""
-        super().__init__(range(length), num_replicas=ranks, rank=rank, seed=seed, drop_last=True)  # type: ignore[arg-type]
-        self._first_epoch, self._had = 0, 0
-
-    def start_at(self, epoch: int, images: int) -> None:
-        """Begin with an epoch of which this device has had so many images already."""
-        self._first_epoch, self._had = epoch, images
-        self.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Go through this device's images once, without those it has had."""
-        generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
-        order = torch.randperm(len(self.dataset), generator=generator).tolist()  # type: ignore[arg-type]
-        had = self._had if self.epoch == self._first_epoch else 0
-        for index in order[self.rank : self.total_size : self.num_replicas][had:]:
-            yield self.epoch, index
-
-
-class OrderedSampler(DistributedSampler[int]):
-    """Every image once, in order, shared between devices.
-
-    PyTorch's own, which Lightning would put in, repeats images to give all devices as many, and so counts them twice.
-    """
-
-    def __init__(self, length: int, *, rank: int = 0, ranks: int = 1) -> None:
-        """See the class."""
-        super().__init__(range(length), num_replicas=ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]
-        self.share = range(rank, length, ranks)
-
-    def __len__(self) -> int:
-        """Return the number of this device's images."""
-        return len(self.share)
-
-    def __iter__(self) -> Iterator[int]:
-        """Go through this device's images once."""
-        return iter(self.share)
-
-
 class _TrainingImages(Dataset[Batch]):
-    """Augmented samples of a data set, fetched by (epoch, index)."""
+    """Augmented samples of a data set, fetched by (epoch, index, and further seed numbers)."""
 
     def __init__(self, dataset: SegmentationDataset, transform: TrainingTransform, seed: int) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> Batch:
-        epoch, index = key
-        return self.transform(_with_common_ignore(self.dataset, index), (self.seed, epoch, index))
+    def __getitem__(self, key: tuple[int, ...]) -> Batch:
+        return self.transform(_with_common_ignore(self.dataset, key[1]), (self.seed, *key))
 
 
 class _EvaluationImages(Dataset[Batch]):
@@ -120,6 +81,16 @@ class SegmentationData(LightningDataModule, ABC):
     :class:`~softjaccard.data.transforms.TrainingTransform`; an incomplete last batch is left out. Validation and test
     images come whole. All are padded to `pad_multiple`.
 
+    With `labelled`, the entries above are of that part of the training images, and a batch has as many unlabelled
+    images, for a model that takes them; an epoch is one pass over these, in which labelled images repeat. Of them it
+    has, drawn as :class:`~softjaccard.data.unlabelled.UnlabelledViews` says:
+
+    - `weak_image`: float32 (B, 3, H, W), scaled, cropped and flipped as labelled images are, without photometric
+      changes; and `weak_valid`, boolean (B, H, W), false where it is padding.
+    - `partner_image`, `partner_valid`: the same of other unlabelled images, parts of which are pasted.
+    - `strong_image`: float32 (B, 2, 3, H, W), two strong views, each with the pixels of its partner inside its box.
+    - `box`: boolean (B, 2, H, W), where these are.
+
     Args:
         batch_size: Images in a training batch.
         evaluation_batch_size: Images in a validation or test batch.
@@ -130,6 +101,10 @@ class SegmentationData(LightningDataModule, ABC):
         pad_multiple: Batches are padded to a height and width that are multiples of this, the encoder's stride.
         workers: Processes that read images; 0 reads in the main process.
         seed: Of order and augmentation.
+        labelled: Use the labels of a part of the training images only: its share, such as 0.125, or a file with their
+            ids, one a line. A run keeps such a list in its labelled.txt. Null uses all.
+        unlabelled: A file with the ids of the images to use without labels; null takes all others.
+        labelled_seed: Of what is drawn for a share; the run's own seed does not change it.
 
     Raises:
         InputError: If a number is out of its range.
@@ -147,6 +122,9 @@ class SegmentationData(LightningDataModule, ABC):
         pad_multiple: int = 32,
         workers: int = 0,
         seed: int = 0,
+        labelled: float | str | None = None,
+        unlabelled: str | None = None,
+        labelled_seed: int = 0,
     ) -> None:
         """See the class."""
         super().__init__()
@@ -156,12 +134,17 @@ class SegmentationData(LightningDataModule, ABC):
             ("pad_multiple", pad_multiple, 1),
             ("workers", workers, 0),
             ("seed", seed, 0),
+            ("labelled_seed", labelled_seed, 0),
         ):
             if value < least:
                 raise InputError(f"{name} is {value}, but must be at least {least}.")
         self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
         self.crop, self.scale_range, self.flip, self.photometric = crop, scale_range, flip, photometric
         self.pad_multiple, self.workers, self.seed = pad_multiple, workers, seed
+        if labelled is None and unlabelled is not None:
+            raise InputError("data.unlabelled is given without data.labelled, a share or a list of other images.")
+        self.labelled, self.unlabelled, self.labelled_seed = labelled, unlabelled, labelled_seed
+        self.partition: Partition | None = None
         self.training_transform()  # raises where a setting of the augmentation is wrong
         self.datasets: dict[str, SegmentationDataset] = {}
         self._reached = {"epoch": 0, "batches": 0}
@@ -176,6 +159,16 @@ class SegmentationData(LightningDataModule, ABC):
         for split in splits.get(stage, ()):
             if split not in self.datasets:
                 self.datasets[split] = self.dataset(split)
+        if "train" in self.datasets and self.labelled is not None and self.partition is None:
+            ids = getattr(self.datasets["train"], "ids", None)
+            if ids is None:
+                raise InputError(f"data.labelled: images of {type(self).__name__} have no ids to choose by.")
+            self.partition = partition(ids, self.labelled, self.unlabelled, self.labelled_seed)
+
+    def labelled_ids(self) -> list[str] | None:
+        """Return the ids of the training images whose labels are used; None if all are."""
+        ids: Any = getattr(self.datasets.get("train"), "ids", ())
+        return None if self.partition is None else [ids[index] for index in self.partition.labelled]
 
     def training_transform(self, num_classes: int | None = None) -> TrainingTransform:
         """Return the augmentation of the training images; scaled votes need the number of classes."""
@@ -190,19 +183,39 @@ class SegmentationData(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return shuffled, augmented batches."""
         dataset = self.datasets["train"]
-        sampler = EpochSampler(len(dataset), self.seed, **self._place())
+        samples = _TrainingImages(dataset, self.training_transform(dataset.num_classes), self.seed)
+        if self.partition is not None:
+            return self._partly_labelled_loader(dataset, samples, self.partition)
+        return self._training_loader(samples, EpochSampler(len(dataset), self.seed, **self._place()))
+
+    def _partly_labelled_loader(
+        self, dataset: SegmentationDataset, samples: _TrainingImages, images: Partition
+    ) -> DataLoader[Any]:
+        sampler = PartitionSampler(images, self.seed, **self._place())
+        needed = self.batch_size * sampler.num_replicas
+        if len(images.labelled) < needed:
+            raise InputError(
+                f"data.labelled: {len(images.labelled)} training images have labels, fewer than the {needed} of a "
+                "batch. Set data.batch_size to fewer, or label more."
+            )
+        views = None
+        if self.trainer is None or getattr(self.trainer.lightning_module, "takes_unlabelled", False):
+            if self.crop is None:
+                raise InputError("data.crop is null, but unlabelled images are trained on in crops of one size.")
+            geometry = TrainingTransform(self.crop, scale_range=self.scale_range, flip=self.flip)
+            views = UnlabelledViews(dataset, geometry, self.seed)
+        return self._training_loader(PartlyLabelledImages(samples, views), sampler, collate=collate_views)
+
+    def _training_loader(
+        self, samples: Dataset[Any], sampler: EpochSampler, collate: Callable[..., Batch] = collate_padded
+    ) -> DataLoader[Any]:
         sampler.start_at(self._reached["epoch"], self._reached["batches"] * self.batch_size)
         if len(sampler) < self.batch_size:
+            kind = "training split" if self.partition is None else "unlabelled part of the training split"
             raise InputError(
-                f"The training split has {len(sampler)} images for each device, fewer than batch_size "
-                f"{self.batch_size}."
+                f"The {kind} has {len(sampler)} images for each device, fewer than batch_size {self.batch_size}."
             )
-        return self._loader(
-            _TrainingImages(dataset, self.training_transform(dataset.num_classes), self.seed),
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=True,
-        )
+        return self._loader(samples, collate, batch_size=self.batch_size, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return the validation images in order."""
@@ -242,12 +255,14 @@ class SegmentationData(LightningDataModule, ABC):
         """Return which of how many devices this process is for; the only one where there is no trainer."""
         return {"rank": self.trainer.global_rank, "ranks": self.trainer.world_size} if self.trainer else {}
 
-    def _loader(self, dataset: Dataset[Batch], **settings: Any) -> DataLoader[Batch]:
+    def _loader(
+        self, dataset: Dataset[Any], collate: Callable[..., Batch] = collate_padded, **settings: Any
+    ) -> DataLoader[Any]:
         return DataLoader(
             dataset,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            collate_fn=partial(collate_padded, multiple=self.pad_multiple),
+            collate_fn=partial(collate, multiple=self.pad_multiple),
             # Each start of a loader draws a seed, not from the global generator: a resumed run has more starts.
             generator=torch.Generator().manual_seed(self.seed),
             **settings,

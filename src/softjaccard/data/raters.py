@@ -12,9 +12,10 @@ from torch.nn import functional
 
 from softjaccard.data.colours import distinct_colours
 from softjaccard.data.images import read_image
+from softjaccard.data.lists import draw_order, read_split, repeated
 from softjaccard.data.masks import MaskValues
 from softjaccard.data.module import Split
-from softjaccard.data.pairs import Pair, PairedData, PairedImages, draw_order, read_split, repeated
+from softjaccard.data.pairs import Pair, PairedData, PairedImages
 from softjaccard.data.votes import majority_vote
 from softjaccard.errors import InputError
 

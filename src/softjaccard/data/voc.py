@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from softjaccard.data.lists import read_list
 from softjaccard.data.masks import MaskValues, read_index_mask
 from softjaccard.data.module import Split
-from softjaccard.data.pairs import Counts, Pair, PairedData, PairedImages, existing_folder, first_folder, read_list
+from softjaccard.data.pairs import Counts, Pair, PairedData, PairedImages, existing_folder, first_folder
 from softjaccard.errors import InputError, first_line
 
 

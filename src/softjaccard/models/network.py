@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -102,14 +103,41 @@ class SegmentationNetwork(nn.Module):
         height, width = image.shape[-2:]
         # Padded with the mean colour, which is what the network takes for zero.
         padded = functional.pad(self._normalise(image), (0, -width % self.stride, 0, -height % self.stride))
-        modes = {module: module.training for module in self.modules()}
-        try:
-            logits = self.eval()._run(padded)[0].logits
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        with evaluation_mode(self):
+            logits = self._run(padded)[0].logits
         logits = functional.interpolate(logits, size=padded.shape[-2:], mode="bilinear", align_corners=False)
         return logits[..., :height, :width]
+
+    def perturbed_outputs(self, image: Tensor, perturbed: int, dropout: float) -> tuple[NetworkOutput, Tensor]:
+        """Return `outputs` of images, and other logits of the last ones of them, made of features with dropout.
+
+        Whole channels of each of the encoder's stages are left out. The decoder gets all features, clean and perturbed,
+        as one batch.
+
+        Args:
+            image: (B, 3, H, W).
+            perturbed: The number n of images to perturb.
+            dropout: Probability of leaving out a channel.
+
+        Returns:
+            The output, and logits (n, C, h, w).
+
+        Raises:
+            InputError: If H or W is not a multiple of `stride`.
+        """
+        self._expect_size(image)
+        encoded = self._encode(self._normalise(image))
+        pair = isinstance(encoded, tuple)
+        clean, tokens = encoded if pair else (encoded, ())
+        pixels, *features = clean
+        dropped = [functional.dropout2d(stage[-perturbed:], dropout) for stage in features]
+        stages = [torch.cat(both) for both in zip(clean, (pixels[-perturbed:], *dropped), strict=True)]
+        tokens = [each if each is None else torch.cat((each, each[-perturbed:])) for each in tokens]
+        both = self._decode((stages, tokens) if pair else stages)
+        assert both.features is not None
+        count = len(image)
+        auxiliary = None if self.auxiliary is None else self.auxiliary(clean[-2])
+        return NetworkOutput(both.logits[:count], auxiliary, both.features[:count]), both.logits[count:]
 
     def parameter_groups(
         self, learning_rate: float, decoder_factor: float, weight_decay: float
@@ -156,10 +184,26 @@ class SegmentationNetwork(nn.Module):
 
     def _run(self, normalised: Tensor) -> tuple[NetworkOutput, Sequence[Tensor]]:
         """Return the output, without an auxiliary head's, and the encoder's stages."""
+        encoded = self._encode(normalised)
+        return self._decode(encoded), encoded[0] if isinstance(encoded, tuple) else encoded
+
+    def _encode(self, normalised: Tensor) -> Any:
+        """Return the encoder's stages, the images first; DPT's in a pair with what else its decoder takes."""
+        return self.encoder(normalised.contiguous(memory_format=self.memory_format))
+
+    def _decode(self, encoded: Any) -> NetworkOutput:
         body: Any = self.body
-        encoded = body.encoder(normalised.contiguous(memory_format=self.memory_format))
-        # The encoder of DPT returns a pair, both parts of which its decoder takes.
-        pair = isinstance(encoded, tuple)
-        features = body.decoder(*encoded) if pair else body.decoder(encoded)
-        logits = body.segmentation_head(self.dropout(features))
-        return NetworkOutput(logits, None, features), encoded[0] if pair else encoded
+        features = body.decoder(*encoded) if isinstance(encoded, tuple) else body.decoder(encoded)
+        return NetworkOutput(body.segmentation_head(self.dropout(features)), None, features)
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode, and then each of its modules into the mode it was in before."""
+    modes = {module: module.training for module in network.modules()}
+    try:
+        network.eval()
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -5,9 +5,9 @@ each image and class, such as the sum of the probabilities or their overlap with
 formulas on these; :mod:`softjaccard.statistics.reducer` averages them over classes and images.
 """
 
-from softjaccard.statistics.classes import class_map
+from softjaccard.statistics.classes import class_map, confidence_map
 from softjaccard.statistics.pixels import FIELDS
 from softjaccard.statistics.reducer import reduce_classes
 from softjaccard.statistics.region import RegionStatistics, region_statistics
 
-__all__ = ["FIELDS", "RegionStatistics", "class_map", "reduce_classes", "region_statistics"]
+__all__ = ["FIELDS", "RegionStatistics", "class_map", "confidence_map", "reduce_classes", "region_statistics"]

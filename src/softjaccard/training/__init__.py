@@ -3,6 +3,7 @@
 from softjaccard.training.distillation import Distillation
 from softjaccard.training.objectives import Objective, Objectives
 from softjaccard.training.optimisation import OptimiserSettings
+from softjaccard.training.semisupervised import SemiSupervised
 from softjaccard.training.supervised import SupervisedSegmentation
 from softjaccard.training.targets import AveragedVotes, HardLabel, RandomAnnotator, SmoothLabel, Target, TrainingLabel
 
@@ -14,6 +15,7 @@ __all__ = [
     "Objectives",
     "OptimiserSettings",
     "RandomAnnotator",
+    "SemiSupervised",
     "SmoothLabel",
     "SupervisedSegmentation",
     "Target",

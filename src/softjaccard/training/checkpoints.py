@@ -19,6 +19,7 @@ from torch.nn import Parameter
 
 import softjaccard
 from softjaccard.data.colours import class_colours
+from softjaccard.data.module import SegmentationData
 from softjaccard.errors import InputError, first_line
 from softjaccard.files import write_text, write_whole
 from softjaccard.training.reporting import CSVFile
@@ -48,9 +49,10 @@ class CheckpointFiles(TorchCheckpointIO):
 class RunConfig(Callback):
     """Keeps the run's config: in a file, and in each checkpoint, from which alone the network can be built.
 
-    A checkpoint also has the names and colours of the data set's classes, for use where the data are not.
+    A checkpoint also has the names and colours of the data set's classes, for use where the data are not. Where only a
+    part of the training images has labels, the file labelled.txt beside the config has their ids.
 
-    The file is written after the first step, so that a start that fails neither makes nor changes a run.
+    The files are written after the first step, so that a start that fails neither makes nor changes a run.
     """
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
@@ -58,8 +60,12 @@ class RunConfig(Callback):
         self._path, self._config, self._written = path, config, False
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Write the file."""
+        """Write the files."""
         if trainer.is_global_zero and not self._written and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            data = getattr(trainer, "datamodule", None)
+            labelled = data.labelled_ids() if isinstance(data, SegmentationData) else None
+            if labelled is not None:
+                write_text(self._path.with_name("labelled.txt"), "".join(f"{each}\n" for each in labelled))
             write_text(self._path, yaml.safe_dump(self._config, sort_keys=False))
             self._written = True
 

@@ -374,7 +374,7 @@ def _load_weights(model: LightningModule, state: dict[str, Any], path: Path) -> 
 
 
 def _network_of(model: LightningModule, path: Path) -> Any:
-    network = getattr(model, "network", None)
+    network = getattr(model, "tested_network", getattr(model, "network", None))
     if network is None or not hasattr(network, "predict"):
         raise InputError(
             f"The model of {path}, {type(model).__name__}, has no attribute network with a predict method."
@@ -412,7 +412,12 @@ def _what_counts(part: Any) -> Any:
 def _trainer(config: Config, output: Path, **settings: Any) -> Trainer:
     # Advice of Lightning's that does not apply here or that a user of the command cannot follow.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*exists and is not empty.*", ".*LeafSpec.* is deprecated.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*exists and is not empty.*",
+        ".*LeafSpec.* is deprecated.*",
+        ".*module.s. in eval mode.*",  # a network's average
+    ):
         warnings.filterwarnings("ignore", message)
     options = config.trainer.as_dict()
     try:

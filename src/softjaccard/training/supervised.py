@@ -18,7 +18,7 @@ from softjaccard.errors import InputError, users_error
 from softjaccard.losses import CompoundLoss, JaccardLoss
 from softjaccard.losses.base import StatisticsLoss
 from softjaccard.metrics import CalibrationError, FineGrainedIoU, image_counts, table_score
-from softjaccard.models import AuxiliarySettings, NetworkOutput, create_model
+from softjaccard.models import AuxiliarySettings, NetworkOutput, SegmentationNetwork, create_model
 from softjaccard.statistics import class_map
 from softjaccard.training.objectives import Objectives, loss_at_size, supervised_objectives
 from softjaccard.training.optimisation import OptimiserSettings, build_optimiser, build_schedule
@@ -113,9 +113,14 @@ class SupervisedSegmentation(LightningModule):
                 )
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return logits (B, C, h, w) at the network's own resolution of images (B, 3, H, W) in [0, 1]."""
-        logits: Tensor = self.network(image)
+        """Return the tested network's logits (B, C, h, w) at its own resolution, of images (B, 3, H, W) in [0, 1]."""
+        logits: Tensor = self.tested_network(image)
         return logits
+
+    @property
+    def tested_network(self) -> SegmentationNetwork:
+        """What is validated, tested and used: the network that is trained, unless a method keeps another one."""
+        return self.network
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Return the loss of a batch.
@@ -124,8 +129,7 @@ class SupervisedSegmentation(LightningModule):
             InputError: If it is not finite; looked at in the steps that are logged and in an epoch's last.
         """
         label = batch["label"]
-        output = self.network.outputs(batch["image"])
-        loss = self.training_loss(output, batch)
+        loss, output = self.loss_and_output(batch)
         with users_error(f"step {self.global_step} (a lower model.optimiser.learning_rate may help)"):
             counts = image_counts(class_map(output.logits, label.shape[-2:]), label, self.num_classes)
         self._training_counts = self._training_counts.to(counts.device) + counts.sum(0)
@@ -141,8 +145,13 @@ class SupervisedSegmentation(LightningModule):
             self.log("train/mIoU_D", score.float(), prog_bar=True)
         return loss
 
+    def loss_and_output(self, batch: Batch) -> tuple[Tensor, NetworkOutput]:
+        """Return the loss of a training batch, and what the network makes of its labelled images."""
+        output = self.network.outputs(batch["image"])
+        return self.training_loss(output, batch), output
+
     def training_loss(self, output: NetworkOutput, batch: Batch) -> Tensor:
-        """Return the loss of a training batch; a method that adds to it overrides this."""
+        """Return the loss of labelled images; a method that adds to it overrides this."""
         loss: Tensor = self.objectives(output, batch)
         return loss
 

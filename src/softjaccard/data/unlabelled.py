@@ -1,0 +1,270 @@
+"""Labels on a part of the images only: which part it is, and what is drawn of the other images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from softjaccard.data.lists import draw_order, read_list
+from softjaccard.data.samplers import EpochSampler
+from softjaccard.data.transforms import (
+    IGNORE_INDEX,
+    PADDING_GREY,
+    PhotometricSettings,
+    TrainingTransform,
+    collate_padded,
+)
+from softjaccard.errors import InputError, nearest_names
+
+if TYPE_CHECKING:
+    from softjaccard.data.module import Batch, SegmentationDataset
+
+STRONG_VIEWS = 2
+"""Of each unlabelled image."""
+
+STRONG = PhotometricSettings(
+    brightness=0.5,
+    contrast=0.5,
+    saturation=0.5,
+    hue=0.25,
+    jitter_probability=0.8,
+    grey_probability=0.2,
+    blur_probability=0.5,
+    blur_sigma=(0.1, 2.0),
+)
+"""What distinguishes a strong view from a weak one, besides a pasted box; as in UniMatch's code (arXiv 2208.09910)."""
+
+BOX_PROBABILITY = 0.5
+BOX_AREA = (0.02, 0.4)
+"""Least and largest share of the crop that a pasted box has; as in UniMatch's code, like the other two numbers."""
+BOX_ASPECT = (0.3, 1 / 0.3)
+"""Least and largest ratio of a box's height to its width."""
+
+
+class _Stream(IntEnum):
+    """What is drawn independently; none is 0, which as the last of several seed numbers would not count."""
+
+    LABELLED = 1
+    WEAK = 2
+    STRONG = 3
+    BOX = 4
+    PARTNER = 5
+    PARTNER_STRONG = 6
+
+
+class Partition(NamedTuple):
+    """Positions in the training split."""
+
+    labelled: tuple[int, ...]
+    """Of the images whose labels are used, in the split's order."""
+    unlabelled: tuple[int, ...]
+    """Of those whose labels are not looked at."""
+
+
+def partition(ids: Sequence[str], labelled: float | str, unlabelled: str | None = None, seed: int = 0) -> Partition:
+    """Divide the images of a training split.
+
+    Args:
+        ids: Of all of them.
+        labelled: The share of the images that have labels; or a file with their ids, one a line.
+        unlabelled: A file with the ids of the images without labels; None takes all others.
+        seed: Of what is drawn for a share. Which images these are depends on their ids and this number alone.
+
+    Raises:
+        InputError: If a share leaves no image on one of the sides, a list cannot be read or has an id that the split
+            has not, or both lists have the same one.
+
+    Example:
+        >>> partition(["a", "b", "c", "d", "e", "f"], 1 / 3)
+        Partition(labelled=(1, 4), unlabelled=(0, 2, 3, 5))
+    """
+    if isinstance(labelled, str):
+        chosen = _listed("labelled", labelled, ids)
+    else:
+        count = round(labelled * len(ids)) if 0 < labelled < 1 else 0
+        if not 0 < count < len(ids):
+            raise InputError(
+                f"data.labelled is {labelled}, but must be a share above 0 and below 1 that leaves some of the "
+                f"{len(ids)} training images on both sides, or the file of a list."
+            )
+        chosen = set(draw_order(ids, seed)[:count])
+    others = set(ids) - chosen if unlabelled is None else _listed("unlabelled", unlabelled, ids)
+    if both := sorted(chosen & others):
+        raise InputError(
+            f"data.unlabelled: {len(both)} of the ids in {unlabelled} are among the labelled ones, too; the first is "
+            f"{both[0]}. Remove them from one of the lists."
+        )
+    if not others:
+        raise InputError(f"data.labelled: {labelled} has all training images; none is left without a label.")
+    return Partition(*(tuple(index for index, each in enumerate(ids) if each in part) for part in (chosen, others)))
+
+
+def _listed(setting: str, path: str, ids: Sequence[str]) -> set[str]:
+    """Return the ids of a list, all of which must be among others."""
+    listed = read_list(Path(path).expanduser())
+    known = set(ids)
+    unknown = [each for each in listed if each not in known]
+    if unknown:
+        raise InputError(
+            f"data.{setting}: {len(unknown)} of the {len(listed)} ids in {path} are not in the training split; the "
+            f"first is {unknown[0]}. {nearest_names(unknown[0], ids)}"
+        )
+    return set(listed)
+
+
+class Draw(NamedTuple):
+    """What one sample of a training batch is made of; images by their positions in the split."""
+
+    epoch: int
+    labelled: int
+    repetition: int
+    """How often all labelled images have come in this epoch before."""
+    unlabelled: int
+    partner: int
+    """The unlabelled image of which a box is pasted into the strong views."""
+
+
+class PartitionSampler(EpochSampler):
+    """Every unlabelled image once in an epoch, each with a labelled one and a partner.
+
+    Labelled images come again, in a new order, when all have come. Partners are the unlabelled images in an order of
+    their own. All are functions of (seed, epoch); which labelled image comes does not depend on the unlabelled ones.
+    """
+
+    def __init__(self, images: Partition, seed: int, *, rank: int = 0, ranks: int = 1) -> None:
+        """See the class."""
+        super().__init__(len(images.unlabelled), seed, rank=rank, ranks=ranks)
+        self._images = images
+
+    def __iter__(self) -> Iterator[Draw]:
+        """Go through this device's share, without what it has had."""
+        labelled, unlabelled = self._images
+        repetitions = math.ceil(len(unlabelled) / len(labelled))
+        with_label = [
+            (labelled[place], repetition)
+            for repetition in range(repetitions)
+            for place in self.order(len(labelled), _Stream.LABELLED, repetition)
+        ]
+        first, second = (self.order(len(unlabelled), stream) for stream in (_Stream.WEAK, _Stream.PARTNER))
+        for position in self.positions():
+            yield Draw(self.epoch, *with_label[position], unlabelled[first[position]], unlabelled[second[position]])
+
+
+class UnlabelledViews:
+    """Makes the views of an unlabelled image; its label is not looked at.
+
+    Scale, crop and flip make the weak view. Two strong views have its pixels with other colours and sharpness
+    (`STRONG`), and with probability `BOX_PROBABILITY` a box of the same strong view of a partner, an image with a weak
+    view of its own (CutMix, Yun et al., arXiv 1905.04899). Each number is drawn by (seed, epoch, image, stream).
+
+    Args:
+        images: The training split.
+        transform: Scale, crop and flip.
+        seed: Of all that is drawn.
+    """
+
+    def __init__(self, images: SegmentationDataset, transform: TrainingTransform, seed: int) -> None:
+        """See the class."""
+        self._images, self._transform, self._seed = images, transform, seed
+
+    def __call__(self, draw: Draw) -> dict[str, Tensor]:
+        """Return the entries of a batch that are of unlabelled images, as `SegmentationData` describes them."""
+        weak, valid = self._weak(draw.epoch, draw.unlabelled, _Stream.WEAK)
+        partner, partner_valid = self._weak(draw.epoch, draw.partner, _Stream.PARTNER)
+        strong, boxes = [], []
+        for view in range(STRONG_VIEWS):
+            image = _change(weak, valid, self._random(draw.epoch, draw.unlabelled, _Stream.STRONG, view))
+            box = draw_box(valid.shape, self._random(draw.epoch, draw.unlabelled, _Stream.BOX, view))
+            if box.any():
+                random = self._random(draw.epoch, draw.partner, _Stream.PARTNER_STRONG, view)
+                image = torch.where(box, _change(partner, partner_valid, random), image)
+            strong.append(image)
+            boxes.append(box)
+        return {
+            "weak_image": weak,
+            "weak_valid": valid,
+            "partner_image": partner,
+            "partner_valid": partner_valid,
+            "strong_image": torch.stack(strong),
+            "box": torch.stack(boxes),
+        }
+
+    def _weak(self, epoch: int, index: int, stream: _Stream) -> tuple[Tensor, Tensor]:
+        """Return the weak view (3, H, W), and which of its pixels are not padding (H, W)."""
+        image = self._images[index]["image"]
+        nothing = torch.zeros(image.shape[-2:], dtype=torch.int64)
+        view = self._transform({"image": image, "label": nothing}, (self._seed, epoch, index, stream))
+        return view["image"], view["label"] != IGNORE_INDEX
+
+    def _random(self, epoch: int, index: int, stream: _Stream, view: int) -> np.random.Generator:
+        return np.random.default_rng((self._seed, epoch, index, stream, view))
+
+
+def _change(image: Tensor, valid: Tensor, random: np.random.Generator) -> Tensor:
+    """Return the strong view of a weak one, whose valid pixels are a rectangle; padding stays."""
+    inside = image[:, valid.any(1)][:, :, valid.any(0)]
+    changed = image.clone()
+    changed[:, valid] = STRONG.change(inside, random).flatten(1)
+    return changed
+
+
+def draw_box(size: Sequence[int], random: np.random.Generator) -> Tensor:
+    """Return a boolean map (H, W) that is true in a box; nowhere with probability 1 - BOX_PROBABILITY.
+
+    Area and aspect are drawn from their ranges, and the upper left corner anywhere, until the box lies in the map.
+
+    Example:
+        >>> box = draw_box((40, 60), np.random.default_rng(2))
+        >>> box.shape, int(box.any(1).sum()), int(box.any(0).sum())
+        (torch.Size([40, 60]), 11, 9)
+    """
+    height, width = size
+    box = torch.zeros(height, width, dtype=torch.bool)
+    if random.random() >= BOX_PROBABILITY:
+        return box
+    while True:
+        area = random.uniform(*BOX_AREA) * height * width
+        aspect = random.uniform(*BOX_ASPECT)
+        rows, columns = max(1, round(math.sqrt(area * aspect))), max(1, round(math.sqrt(area / aspect)))
+        top, left = int(random.integers(height)), int(random.integers(width))
+        if top + rows <= height and left + columns <= width:
+            box[top : top + rows, left : left + columns] = True
+            return box
+
+
+class PartlyLabelledImages(Dataset[tuple["Batch", "Batch"]]):
+    """Samples of labelled images, each with the views of an unlabelled one, fetched by a `Draw`.
+
+    Args:
+        labelled: Augmented samples, fetched by (epoch, index, and further seed numbers).
+        views: Of unlabelled images; None makes none.
+    """
+
+    def __init__(self, labelled: Dataset[Batch], views: UnlabelledViews | None) -> None:
+        """See the class."""
+        self._labelled, self._views = labelled, views
+
+    def __getitem__(self, draw: Draw) -> tuple[Batch, Batch]:
+        """Return both."""
+        labelled = self._labelled[draw.epoch, draw.labelled, draw.repetition, _Stream.LABELLED]
+        return labelled, {} if self._views is None else self._views(draw)
+
+
+def collate_views(samples: Sequence[tuple[Batch, Batch]], multiple: int = 1) -> Batch:
+    """Stack labelled samples as `collate_padded` does, and views, all of one size, padded to that of the batch."""
+    batch = collate_padded([labelled for labelled, _ in samples], multiple)
+    height, width = batch["label"].shape[-2:]
+    for name in samples[0][1]:
+        stacked = torch.stack([views[name] for _, views in samples])
+        missing = (0, width - stacked.shape[-1], 0, height - stacked.shape[-2])
+        batch[name] = functional.pad(stacked, missing, value=PADDING_GREY if stacked.is_floating_point() else 0)
+    return batch
