@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 
 from softjaccard.data.colours import Colours, distinct_colours
-from softjaccard.data.lists import draw_order, repeated
+from softjaccard.data.lists import draw_order, read_split, repeated
 from softjaccard.data.masks import MaskValues, pack_colours, read_colour_mask, read_index_mask, show_packed
 from softjaccard.data.module import Split
 from softjaccard.data.pairs import SPLITS, Pair, PairedData, PairedImages, existing_folder
