@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -28,8 +29,10 @@ _FIT_HELP = """\
   --checkpoint_every 500                          write the last checkpoint each 500 steps, too, not only after an epoch
 
 Ignored pixels are -100 in every batch, whatever id the files have for them: leave a loss's ignore_index as it is.
-Settings are listed by --print_config (behind the other options); --model.help CLASS and --data.help CLASS explain them,
-and help(softjaccard.TverskyLoss) in Python the options of a loss.
+Settings are listed by --print_config (behind the other options) and explained in Python by class, such as
+help(softjaccard.training.SupervisedSegmentation), help(softjaccard.training.SmoothLabel), help(softjaccard.DiceLoss).
+null goes into a YAML file for --config; on the command line it is not known for options of losses, labels and methods.
+Classes of your own are found in the present folder and by PYTHONPATH.
 """
 
 _PREDICT_HELP = """\
@@ -98,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0; 2 after an error in what the user gave, which is told in one line on stderr; 130 after Ctrl-C.
     """
     parser = _build_parser()
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where a user's own losses, labels and methods may be
     known, settings = parser.parse_known_args(_join_settings(sys.argv[1:] if arguments is None else arguments))
     try:
         known.run(known, settings)

@@ -348,6 +348,8 @@ def _shorten(message: str) -> str:
     problem = re.sub(r"Expected a <class '([\w.]+)'>", r"expected \1", problem)
     problem = problem.replace("Expected a typing.Literal", "expected one of ")
     problem = re.sub(r"the following arguments are required: ([\w, ]+)", r"\1 is required", problem)
+    if required := re.fullmatch(r"([\w.]+) is required", problem):
+        return f"--{'.'.join(filter(None, (name, required[1])))} is required"
     problem = problem.removesuffix("; expected NoneType")  # what else an optional setting takes
     return f"{name}: {problem}" if name else problem
 
@@ -356,7 +358,8 @@ def _instantiate(parser: ArgumentParser, config: Config) -> tuple[LightningModul
     try:
         instances = parser.instantiate(config)
     except ValueError as error:  # what our constructors raise for a setting out of range
-        raise InputError(_shorten(str(error))) from error
+        message = str(error)
+        raise InputError(_shorten(message) if "\n" in message else message) from error
     return instances.model, instances.data
 
 
