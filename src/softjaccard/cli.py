@@ -31,7 +31,6 @@ _FIT_HELP = """\
 Ignored pixels are -100 in every batch, whatever id the files have for them: leave a loss's ignore_index as it is.
 Settings are listed by --print_config (behind the other options) and explained in Python by class, such as
 help(softjaccard.training.SupervisedSegmentation), help(softjaccard.training.SmoothLabel), help(softjaccard.DiceLoss).
-null goes into a YAML file for --config; on the command line it is not known for options of losses, labels and methods.
 Classes of your own are found in the present folder and by PYTHONPATH.
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 import softjaccard
 from drawn_camvid import draw_camvid
@@ -37,6 +38,17 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert caught.value.code == 0
         output = capsys.readouterr().out
         assert all(word in output for word in words)
+
+
+def test_null_is_known_in_inner_objects(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["--model.label.kernel_size", "null", "--model.loss.region.class_weight=null", "--data.crop=null"]
+    with pytest.raises(SystemExit):
+        main(["fit", "--recipe", "scenes+boundary-smoothing", *settings, "--print_config"])
+    model = yaml.safe_load(capsys.readouterr().out)
+    label, region = model["model"]["init_args"]["label"], model["model"]["init_args"]["loss"]["init_args"]["region"]
+    assert label["init_args"] == {"epsilon": 0.5, "kernel_size": None}
+    assert region["init_args"]["class_weight"] is None
+    assert model["data"]["init_args"]["crop"] is None
 
 
 def test_all_settings_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -317,11 +317,25 @@ def _say(line: str) -> None:
 
 def _parse(parser: ArgumentParser, configs: Sequence[Path | Mapping[str, Any]], settings: Sequence[str]) -> Config:
     plain = [_read_config(config) if isinstance(config, Path) else config for config in configs]
+    arguments = [f"--config={yaml.safe_dump(dict(config))}" for config in plain]
     try:
-        return parser.parse_args([*(f"--config={yaml.safe_dump(dict(config))}" for config in plain), *settings])
+        return parser.parse_args([*arguments, *map(_nest_null, settings)])
     except ArgumentError as error:
         known = {**dict.fromkeys(_PARTS, ()), "trainer": parser.get_defaults()["trainer"].as_dict()}
         raise InputError(with_hint(_shorten(str(error)), reduce(merge, plain, {}), known)) from error
+
+
+def _nest_null(setting: str) -> str:
+    """Write `--model.a.b=null` as `--model={a: {b: null}}`; jsonargparse makes the text None of it in an inner object.
+
+    Example:
+        >>> _nest_null("--model.label.kernel_size=null"), _nest_null("--data.crop=null")
+        ('--model={label: {kernel_size: null}}', '--data.crop=null')
+    """
+    if not re.fullmatch(r"--(model|data)([.]\w+){2,}=null", setting):
+        return setting
+    part, *names = setting.removesuffix("=null").split(".")
+    return f"{part}={''.join(f'{{{name}: ' for name in names)}null{'}' * len(names)}"
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
