@@ -16,13 +16,10 @@ from torch import Tensor
 from benchmarks.measure import Step
 from softjaccard.data.camvid import CamVid, CamVidData
 from softjaccard.data.synthetic import SyntheticScenes
-from softjaccard.data.transforms import PhotometricSettings, TrainingTransform, collate_padded
+from softjaccard.data.transforms import TrainingTransform, collate_padded
+from softjaccard.data.unlabelled import STRONG
 
 _IMAGES, _BATCH, _ROUNDS = 16, 8, 7
-#: The strong augmentation of semi-supervised training, everything on.
-_PHOTOMETRIC = PhotometricSettings(
-    0.5, 0.5, 0.5, 0.25, jitter_probability=0.8, grey_probability=0.2, blur_probability=0.5
-)
 
 
 def draw_folder(root: Path, size: tuple[int, int]) -> None:
@@ -69,7 +66,7 @@ class LoaderCase:
                 cache=self.cache,
                 crop=(160, 224),
                 scale_range=(0.5, 2.0),
-                photometric=_PHOTOMETRIC,
+                photometric=STRONG,
                 batch_size=_BATCH,
                 workers=self.workers,
             )
@@ -100,7 +97,11 @@ def _epochs(data: CamVidData, budget: float) -> tuple[float, float]:
 
 def _steps(data: CamVidData) -> dict[str, float]:
     """The processor's time of each step for each image; a busy machine changes it little."""
-    samples = [data.datasets["train"][index] for index in range(_IMAGES)]
+
+    def read() -> list[dict[str, Tensor]]:
+        return [data.datasets["train"][index] for index in range(_IMAGES)]
+
+    samples = read()
     geometry = TrainingTransform(data.crop, scale_range=data.scale_range)
 
     def cut() -> list[dict[str, Tensor]]:
@@ -108,10 +109,10 @@ def _steps(data: CamVidData) -> dict[str, float]:
 
     crops = cut()
     steps: dict[str, Step] = {
-        "read": lambda: [data.datasets["train"][index] for index in range(_IMAGES)],
+        "read": read,
         "geometry": cut,
         "photometric": lambda: [
-            _PHOTOMETRIC.change(crop["image"], np.random.default_rng(index)) for index, crop in enumerate(crops)
+            STRONG.change(crop["image"], np.random.default_rng(index)) for index, crop in enumerate(crops)
         ],
         "collate": lambda: [collate_padded(crops[start : start + _BATCH]) for start in range(0, _IMAGES, _BATCH)],
     }

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -93,15 +95,14 @@ def check_data_set(name: str, root: str, splits: Sequence[Split], settings: Sequ
 def _check_split(dataset: PairedImages, console: Console) -> _Split:
     """Decode every image and mask; compare their sizes, and the masks' values with what may be."""
     found = _Split(dataset, np.zeros(dataset.num_classes + 1, np.int64), [])
+    images = [tuple(pairs) for _, pairs in groupby(dataset.pairs, attrgetter("image"))]
     # Threads are enough: decoders run beside each other.
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        results = pool.map(partial(_check_pair, dataset), dataset.pairs)
+        results = pool.map(partial(_check_image, dataset), images)
         title = f"Checking {dataset.split}"
         quiet = not console.is_terminal
-        for problems, pixels in track(
-            results, title, len(dataset.pairs), console=console, transient=True, disable=quiet
-        ):
+        for problems, pixels in track(results, title, len(images), console=console, transient=True, disable=quiet):
             found.problems.extend(problems)
             np.add(found.pixels, pixels, out=found.pixels)
     finally:  # after Ctrl-C, without the files that are left
@@ -109,21 +110,21 @@ def _check_split(dataset: PairedImages, console: Console) -> _Split:
     return found
 
 
-def _check_pair(dataset: PairedImages, pair: Pair) -> tuple[list[str], np.ndarray]:
-    """Return what is wrong with an image and its mask, and the pixels of each class and ignored."""
+def _check_image(dataset: PairedImages, pairs: Sequence[Pair]) -> tuple[list[str], np.ndarray]:
+    """Return what is wrong with an image and its masks, and the pixels of each class and ignored."""
     problems: list[str] = []
     pixels = np.zeros(dataset.num_classes + 1, np.int64)
-    picture = ids = None
+    size = None
     with _noting(problems):
-        picture = read_rgb(_existing(pair.image))
-    with _noting(problems):
-        _existing(pair.mask)
-        ids = dataset.read_label(pair)
-        counted = np.where(ids == dataset.ignore_index, dataset.num_classes, ids)
-        pixels += np.bincount(counted.ravel(), minlength=len(pixels))
-    if picture is not None and ids is not None:
+        size = read_rgb(_existing(pairs[0].image)).size
+    for pair in pairs:
         with _noting(problems):
-            check_sizes(pair, picture.size, ids)
+            _existing(pair.mask)
+            ids = dataset.read_label(pair)
+            counted = np.where(ids == dataset.ignore_index, dataset.num_classes, ids)
+            pixels += np.bincount(counted.ravel(), minlength=len(pixels))
+            if size is not None:
+                check_sizes(pair, size, ids)
     return problems, pixels
 
 

@@ -156,7 +156,7 @@ class PairedImages(Dataset[dict[str, Tensor]], ABC):
                     f"missing; the first is {missing[0]}."
                 )
         for index in range(min(_FIRST, len(self))):
-            self._read(index)
+            self._decode(index)
         warning = self.count_warning()
         if warning:
             warnings.warn(warning, stacklevel=3)

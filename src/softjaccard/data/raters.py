@@ -161,8 +161,7 @@ class Raters(PairedImages):
         return {annotator: names for annotator, names in lacking.items() if names}
 
     def _check(self) -> None:
-        lacking = self._lacking()
-        if self.missing == "error" and lacking:
+        if self.missing == "error" and (lacking := self._lacking()):
             annotator, names = next(iter(lacking.items()))
             complete = [name for name in self.annotators if name not in lacking]
             raise InputError(

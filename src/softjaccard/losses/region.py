@@ -22,6 +22,8 @@ Form: TypeAlias = Literal["metric", "metric2", "product"]
 ClassRule: TypeAlias = Literal["auto", "present", "predicted", "either", "all"]
 Reduction: TypeAlias = Literal["mean", "none"]
 
+#: A class is present in a region if its label exceeds this at some pixel.
+CLASS_THRESHOLD = 0.01
 #: A class is predicted in a region if its probability exceeds this at some pixel.
 PREDICTED_THRESHOLD = 0.5
 #: Denominators and scores under this are taken as 0, so that no gradient leaves the range of float32.
@@ -133,7 +135,7 @@ class TverskyLoss(StatisticsLoss):
         form: Form = "metric",
         per: Per | Mapping[Per, float] = "dataset",
         classes: ClassRule | Sequence[int] = "auto",
-        class_threshold: float = 0.01,
+        class_threshold: float = CLASS_THRESHOLD,
         class_weight: Sequence[float] | Tensor | None = None,
         smooth: float = 1.0,
         log: bool = False,

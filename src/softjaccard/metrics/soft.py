@@ -15,7 +15,8 @@ from torch import Tensor
 from softjaccard.labels import LabelLike, RaterLabel, SmoothedLabel, as_label
 from softjaccard.labels.checks import describe
 from softjaccard.labels.kinds import HardLabel, Label
-from softjaccard.metrics.inputs import check_distribution, check_mask
+from softjaccard.losses.region import CLASS_THRESHOLD, PREDICTED_THRESHOLD
+from softjaccard.metrics.inputs import check_distribution, check_mask, kept_pixels
 from softjaccard.metrics.iou import Classes, check_classes, choose_classes
 from softjaccard.metrics.table import ImageTable
 from softjaccard.statistics.reducer import Per, reduce_classes
@@ -32,8 +33,6 @@ _FIELDS = (
     "label_entropy",
     "pixels",
 )
-#: As in the losses: a class is in the label, or predicted, where it exceeds these at some pixel.
-_LABEL_THRESHOLD, _PREDICTED_THRESHOLD = 0.01, 0.5
 _PER: dict[str, Per] = {"D": "dataset", "I": "image", "C": "class"}
 
 
@@ -78,8 +77,8 @@ def soft_scores(statistics: RegionStatistics, *, classes: Classes = None) -> dic
         region = total if per == "dataset" else statistics
         rule = ("either" if per == "dataset" else "present") if classes is None else classes
         active = choose_classes(
-            region["label_peak"] > _LABEL_THRESHOLD,
-            region["prediction_peak"] > _PREDICTED_THRESHOLD,
+            region["label_peak"] > CLASS_THRESHOLD,
+            region["prediction_peak"] > PREDICTED_THRESHOLD,
             region["pixels"].unsqueeze(1) > 0,
             rule,
         )
@@ -216,16 +215,11 @@ class SoftScores(ImageTable):
 
     def _counted(self, label: Label, probabilities: Tensor, mask: Tensor | None) -> Tensor:
         """Boolean (B, *spatial): the pixels that count."""
-        spatial = _spatial(probabilities)
-        kept = torch.ones(spatial, dtype=torch.bool, device=probabilities.device)
-        if isinstance(label, (HardLabel, SmoothedLabel)):
-            kept = label.index.to(torch.int64) != self.ignore_index  # widened first: 156 in uint8 is not -100
-        elif isinstance(label, RaterLabel):
-            kept = (label.votes.to(torch.int64) != self.ignore_index).any(1)
-        if mask is None:
-            return kept
-        check_mask(mask, spatial)
-        return kept & mask
+        ids = label.index if isinstance(label, (HardLabel, SmoothedLabel)) else probabilities
+        kept = kept_pixels(ids, _spatial(probabilities), mask, self.ignore_index)
+        if isinstance(label, RaterLabel):
+            kept = kept & (label.votes.to(torch.int64) != self.ignore_index).any(1)
+        return kept
 
 
 def _spatial(values: Tensor) -> tuple[int, ...]:

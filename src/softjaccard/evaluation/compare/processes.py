@@ -185,12 +185,12 @@ class Executor:
             needs = self.grid.needs(planned.run)
             if broken := [need for need in needs if self._ended.get(need)]:
                 waiting.remove(planned)
-                self._record(planned, Journal(self._wanted(planned.run)), None, f"{broken[0]} has failed")
+                self._record(planned, Journal(self._needs(planned.run)), None, f"{broken[0]} has failed")
             elif len(self._running) < self.resources.jobs and all(need in self._ended for need in needs):
                 waiting.remove(planned)
                 self._start(planned)
 
-    def _wanted(self, run: RunName) -> dict[str, str]:
+    def _needs(self, run: RunName) -> dict[str, str]:
         return {str(need): self.plan[need].fingerprint for need in self.grid.needs(run)}
 
     def _start(self, planned: Planned) -> None:
@@ -202,7 +202,7 @@ class Executor:
         test = ["test", str(folder), "--checkpoint", self.grid.checkpoint, "--split", self.grid.split]
         commands = {"train": [fit, test], "resume": [[*fit, "--resume"], test], "test": [test]}[planned.action]
         journal = Journal.read(folder)
-        journal.needs = self._wanted(planned.run)
+        journal.needs = self._needs(planned.run)
         running = _Running(planned, self._free_device(), folder, journal, commands)
         self._running.append(running)
         self.progress.start(planned.run, planned.action)

@@ -16,7 +16,7 @@ from softjaccard.errors import InputError, InputErrors
 from softjaccard.evaluation.compare.grid import Grid, RunName, unknown_scores
 from softjaccard.evaluation.compare.records import ImageTables, Record, load_record, load_tables
 from softjaccard.evaluation.report.intervals import RESAMPLES, ece_difference
-from softjaccard.evaluation.report.parts import score_text
+from softjaccard.evaluation.report.parts import is_fraction, score_text
 from softjaccard.files import write_text, write_whole
 from softjaccard.metrics import paired_bootstrap
 from softjaccard.metrics.iou import Score
@@ -276,7 +276,7 @@ def draw_differences(path: Path, summary: Summary) -> None:
     figure.suptitle(f"{grid.title}: difference from {grid.baseline}", fontsize=11)
     panels = figure.subplots(1, len(grid.scores), sharey=True, squeeze=False)[0]
     for score, axes in zip(grid.scores, panels, strict=True):
-        percent = score_text(score, 1.0) == "100.0"
+        percent = is_fraction(score)
         axes.set_title(f"{score}, %" if percent else score, fontsize=10)
         axes.axvline(0, color="#808080", linewidth=1)
         axes.grid(axis="x", color="#e0e0e0", linewidth=0.8)

@@ -59,9 +59,14 @@ def score_label(name: str) -> Markup:
     return join(base, letter and tag("sup", letter), words and f", {words}")
 
 
+def is_fraction(name: str) -> bool:
+    """Whether a score is shown in percent."""
+    return not name.startswith(_NO_FRACTIONS)
+
+
 def score_text(name: str, value: float, sign: str = "") -> str:
     """Write a score in percent, or with four digits if it is no fraction; with the sign "+" that of a difference."""
-    return f"{value:{sign}.4f}" if name.startswith(_NO_FRACTIONS) else f"{100 * value:{sign}.1f}"
+    return f"{100 * value:{sign}.1f}" if is_fraction(name) else f"{value:{sign}.4f}"
 
 
 def frequent_classes(result: EvaluationResult) -> list[int]:

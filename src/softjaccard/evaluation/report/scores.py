@@ -40,6 +40,7 @@ _MEANINGS_OF_VOTES = {
     "NLL_votes": "cross-entropy, in nats; less is better",
     "KL_votes": "NLL less that of the shares themselves, so that 0 can be reached; less is better",
 }
+_ALL_MEANINGS = _MEANINGS | _MEANINGS_OF_VOTES
 """Scores against the distribution of several annotators' votes."""
 _COUNTED = ("mIoU_D", "mIoU_I", "mIoU_C", "mIoU_I_worst5", "mIoU_C_worst5", "mDice_D", "mAcc_D", "Acc")
 """Scores of a table of counts, of which the report gives intervals."""
@@ -55,7 +56,7 @@ def scores(runs: Sequence[Run]) -> Markup:
     if of_votes := [_score_row(name, intervals) for name in _MEANINGS_OF_VOTES if name in names]:
         title = "Against all annotators' votes; above, against the label of most votes"
         main += [tag("tr", tag("th", tag("b", title), scope="rowgroup", colspan=len(heads))), *of_votes]
-    more = [_score_row(name, intervals) for name in names if name not in (_MEANINGS | _MEANINGS_OF_VOTES)]
+    more = [_score_row(name, intervals) for name in names if name not in _ALL_MEANINGS]
     note = "In percent, except NLL, KL and loss. Below a score is its 95 % interval, from resampling the test images."
     details = tag("details", tag("summary", "Further scores"), table(heads, more)) if more else None
     return join(tag("p", note, class_="muted"), table(heads, main), details)
@@ -72,9 +73,7 @@ def _score_row(name: str, intervals: Mapping[Run, Mapping[str, Range]]) -> Marku
             else None
         )
         cells.append(tag("td", text, between, class_="number"))
-    return tag(
-        "tr", tag("th", score_label(name), small((_MEANINGS | _MEANINGS_OF_VOTES).get(name)), scope="row"), *cells
-    )
+    return tag("tr", tag("th", score_label(name), small(_ALL_MEANINGS.get(name)), scope="row"), *cells)
 
 
 def _run_heads(runs: Sequence[Run]) -> list[Markup]:
