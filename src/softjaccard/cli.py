@@ -152,7 +152,7 @@ def _build_parser() -> argparse.ArgumentParser:
 
     usage = "(--recipe NAME | --config FILE) [--output DIR] [--resume] [--SETTING VALUE ...]"
     fit = _add_command(commands, "fit", "train a network", usage, _FIT_HELP)
-    fit.add_argument("--recipe", help="data, and if need be network and method: NAME, NAME+NAME or NAME+NAME+NAME")
+    fit.add_argument("--recipe", help="NAME+NAME+...: data, and if need be network, schedule, loss and method")
     fit.add_argument(
         "--config",
         action="append",
@@ -311,10 +311,11 @@ def _fit_configs(known: argparse.Namespace) -> list[Path | dict[str, Any]]:
 
     if not known.recipe and not known.config:
         raise InputError("--recipe or --config is missing: `softjaccard recipes` lists what recipes are made of.")
-    missing = [path for path in known.config if not path.expanduser().is_file()]
+    configs = [path.expanduser() for path in known.config]
+    missing = [path for path in configs if not path.is_file()]
     if missing:
         raise InputError(f"--config: there is no file {missing[0]} (recipes of the package go with --recipe).")
-    return [*([load_recipe(known.recipe)] if known.recipe else []), *known.config]
+    return [*([load_recipe(known.recipe)] if known.recipe else []), *configs]
 
 
 def _fit(known: argparse.Namespace, settings: list[str]) -> None:

@@ -91,9 +91,7 @@ def supervised_objectives(loss: nn.Module, label: TrainingLabel, auxiliary_share
     if auxiliary_share is None:
         return [Objective(loss, label)]
     if type(loss) is CrossEntropyLoss:
-        heads: tuple[Literal["main", "auxiliary"], ...] = ("main", "auxiliary")
-        weights = (1 - auxiliary_share, auxiliary_share)
-        return [Objective(loss, label, weight, head) for head, weight in zip(heads, weights, strict=True)]
+        return [Objective(loss, label, 1 - auxiliary_share), Objective(loss, label, auxiliary_share, "auxiliary")]
     if not isinstance(loss, CompoundLoss):
         raise InputError(
             "model.auxiliary: an auxiliary head is trained with a part of the loss's cross-entropy, but "

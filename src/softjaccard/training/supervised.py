@@ -131,8 +131,10 @@ class SupervisedSegmentation(LightningModule):
         label = batch["label"]
         loss, output = self.loss_and_output(batch)
         with users_error(f"step {self.global_step} (a lower model.optimiser.learning_rate may help)"):
-            counts = image_counts(class_map(output.logits, label.shape[-2:]), label, self.num_classes)
-        self._training_counts = self._training_counts.to(counts.device) + counts.sum(0)
+            ids = class_map(output.logits, label.shape[-2:])
+            # As one image: only the sum is needed, and for each image counted the host waits for the device.
+            counts = image_counts(ids.flatten()[None], label.flatten()[None], self.num_classes)[0]
+        self._training_counts = self._training_counts.to(counts.device) + counts
         self.log("train/loss", loss.detach(), prog_bar=True)
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.trainer.is_last_batch or (every and (self.global_step + 1) % every == 0):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from softjaccard.data.module import Batch
-from softjaccard.errors import InputError
+from softjaccard.errors import InputError, check_settings
 from softjaccard.labels import LabelLike, RaterLabel, SmoothedLabel, boundary
 
 
@@ -56,14 +56,13 @@ class SmoothLabel(TrainingLabel):
 
     def __init__(self, epsilon: float = 0.5, kernel_size: int | None = 3) -> None:
         """See the class."""
-        if not 0 <= epsilon <= 1:
-            raise InputError(f"label: epsilon is {epsilon}, but must be a share from 0 to 1.")
-        if kernel_size is not None and (kernel_size < 3 or kernel_size % 2 == 0):
-            raise InputError(
-                f"label: kernel_size is {kernel_size}, but must be an odd number of at least 3, or null to smooth "
-                "everywhere."
-            )
         self.epsilon, self.kernel_size = epsilon, kernel_size
+        odd = kernel_size is None or (kernel_size >= 3 and kernel_size % 2 == 1)
+        checks = (
+            ("epsilon", 0 <= epsilon <= 1, "a share from 0 to 1"),
+            ("kernel_size", odd, "an odd number of at least 3, or null to smooth everywhere"),
+        )
+        check_settings("label", self, checks)
 
     def __call__(self, batch: Batch) -> Target:
         """Return the label of a batch."""

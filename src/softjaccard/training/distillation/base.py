@@ -111,9 +111,10 @@ def features_of(output: NetworkOutput) -> Tensor:
     return output.features
 
 
-def selected(values: Tensor, cells: Tensor) -> Tensor:
-    """Return the vectors (M, D) of a map (B, D, h, w) at the M cells of a boolean map (B, h, w)."""
-    return values.movedim(1, -1)[cells]
+def selected(cells: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
+    """Return the vectors (M, D) of maps (B, D, h, w) at the M cells of a boolean map (B, h, w), image by image."""
+    where = cells.nonzero(as_tuple=True)  # once, because it makes the host wait for the device
+    return tuple(each.movedim(1, -1)[where] for each in maps)
 
 
 def direction(vectors: Tensor, norm: Tensor) -> Tensor:

@@ -58,11 +58,9 @@ class CrossImageRelationalDistillation(DistillationTerm):
         if cells[0].numel() >= _POOLED_FROM:
             own, fixed = _pooled(own, cells), _pooled(fixed, cells)
             cells = functional.avg_pool2d(cells.float(), _POOLING) >= 0.5
-        images = [
-            [_unit_vectors(each[n : n + 1], cells[n : n + 1]) for each in (own, fixed)]
-            for n in range(len(cells))
-            if cells[n].any()
-        ]
+        counts = cells.flatten(1).sum(1).tolist()
+        vectors = (torch.split(_of_length_1(each), counts) for each in selected(cells, own, fixed))
+        images = [pair for pair in zip(*vectors, strict=True) if len(pair[0])]
         total = own[:0].sum()
         for anchors in images:
             for others in images:
@@ -88,7 +86,5 @@ def _pooled(features: Tensor, cells: Tensor) -> Tensor:
     return functional.avg_pool2d(torch.where(cells.unsqueeze(1), features, 0.0), _POOLING)
 
 
-def _unit_vectors(features: Tensor, cells: Tensor) -> Tensor:
-    """The features (M, D) of the cells that count, of length 1."""
-    vectors = selected(features, cells)
+def _of_length_1(vectors: Tensor) -> Tensor:
     return direction(vectors, vectors.norm(dim=1, keepdim=True))

@@ -42,7 +42,7 @@ class CorrelationDistillation(DistillationTerm):
     def term(self, student: NetworkOutput, teacher: NetworkOutput, counted: Tensor) -> Tensor:
         """See `DistillationTerm.term`."""
         *maps, cells = at_student_resolution(student.logits, teacher.logits, counted)
-        p, q = (selected(each, cells).softmax(1) for each in maps)
+        p, q = (each.softmax(1) for each in selected(cells, *maps))
         return self.inter_weight * _distance(p, q) + self.intra_weight * _distance(p.T, q.T)
 
 

@@ -94,11 +94,11 @@ class Distillation(SupervisedSegmentation):
             hashlib.sha256(f"{image.shape}".encode() + image.numpy().tobytes()).hexdigest()
             for image in batch["image"].cpu()
         ]
-        if self._cache.get(keys) is None:
+        kept = self._cache.get(keys)
+        if kept is None:
             for key, logits in zip(keys, self._teacher(batch["image"]).logits, strict=True):
                 self._cache.put(key, logits)
-        # Read again, so that the first epoch has the rounded logits of the others.
-        kept = self._cache.get(keys)
+            kept = self._cache.get(keys)  # read, so that the first epoch has the rounded logits of the others
         assert kept is not None
         return NetworkOutput(torch.stack(kept).to(batch["image"]), None, None)
 
