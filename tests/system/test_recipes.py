@@ -216,6 +216,10 @@ def test_a_teachers_logits_are_kept_and_used_again(teacher: Path, tmp_path: Path
         (["--model.teacher=nowhere"], ["model.teacher", "no run in nowhere"]),
         (["--model.teacher=TEACHER", "--model.num_classes=3"], ["num_classes is 3"]),
         (["--model.teacher=TEACHER", "--model.teacher_cache=kept"], ["teacher_cache", "augmented", "data.flip 0"]),
+        (
+            ["--model.teacher=TEACHER", "--model.teacher_cache=kept", "--model.auxiliary.channels=8"],
+            ["teacher_cache", "JMLDistillation", "main head"],
+        ),
         (["--model.teacher=TEACHER", "--model.method.temperature=0"], ["temperature"]),
     ],
 )

@@ -28,6 +28,8 @@ class DistillationTerm(nn.Module, ABC):
     """Factor of all that is trained with the hard label, for the training module to apply."""
     needs_features: bool = False
     """Whether the term looks at the networks' features."""
+    needs_auxiliary: bool = False
+    """Whether the term looks at the auxiliary heads, where both networks have one."""
 
     def __init__(self, weight: float) -> None:
         """See the class."""

@@ -39,6 +39,8 @@ class JMLDistillation(DistillationTerm):
         divergence_weight: Factor of the divergence.
     """
 
+    needs_auxiliary = True
+
     def __init__(
         self,
         weight: float = 0.5,

@@ -67,6 +67,8 @@ class Distillation(SupervisedSegmentation):
             data = getattr(self.trainer, "datamodule", None)
             images = getattr(data, "datasets", {}).get("train")
             network, checkpoint = load_teacher(source, getattr(images, "classes", ()), getattr(data, "scale", 1.0))
+            if not self._uses_auxiliary:
+                network.auxiliary = None  # would run for nothing
             source = network
         self._teacher = Teacher(source)
         if self.teacher_cache:
@@ -102,14 +104,19 @@ class Distillation(SupervisedSegmentation):
         assert kept is not None
         return NetworkOutput(torch.stack(kept).to(batch["image"]), None, None)
 
+    @property
+    def _uses_auxiliary(self) -> bool:
+        """Whether the teacher's auxiliary head is looked at, if it has one."""
+        return self.method.needs_auxiliary and self.network.auxiliary is not None
+
     def _open_cache(self, checkpoint: Path | None, folder: str) -> TeacherCache:
         data: Any = getattr(self.trainer, "datamodule", None)
         if checkpoint is None:
             raise InputError("model.teacher_cache: only the logits of a run or a checkpoint can be kept.")
-        if self.method.needs_features:
+        if self.method.needs_features or self._uses_auxiliary:
             raise InputError(
-                f"model.teacher_cache: {type(self.method).__name__} needs the teacher's features, but only logits are "
-                "kept."
+                f"model.teacher_cache: {type(self.method).__name__} needs more of the teacher than the logits of its "
+                "main head, which are all that is kept. Use no cache, another method, or no model.auxiliary."
             )
         if data is None or not data.training_transform().deterministic:
             raise InputError(
