@@ -297,9 +297,14 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
     compare.set_defaults(run=_compare)
 
 
-def _demo(known: argparse.Namespace, settings: list[str]) -> None:
+def _refuse(settings: Sequence[str], hint: str) -> None:
+    """Raise an InputError if a command that takes no settings got any."""
     if settings:
-        raise InputError(f"unknown arguments: {' '.join(settings)} (see softjaccard demo --help)")
+        raise InputError(f"unknown arguments: {' '.join(settings)} ({hint})")
+
+
+def _demo(known: argparse.Namespace, settings: list[str]) -> None:
+    _refuse(settings, "see softjaccard demo --help")
     from softjaccard.demo import run_demo
 
     run_demo(known.output, known.seed, known.steps)
@@ -350,8 +355,7 @@ def _compare(known: argparse.Namespace, settings: list[str]) -> None:
 
 
 def _recipes(known: argparse.Namespace, settings: list[str]) -> None:
-    if settings:
-        raise InputError(f"unknown arguments: {' '.join(settings)} (see softjaccard recipes --help)")
+    _refuse(settings, "see softjaccard recipes --help")
     from softjaccard.training.recipes import recipe_parts
 
     for kind, parts in recipe_parts().items():
@@ -371,8 +375,7 @@ def _test(known: argparse.Namespace, settings: list[str]) -> None:
 
 
 def _report(known: argparse.Namespace, settings: list[str]) -> None:
-    if settings:
-        raise InputError(f"unknown arguments: {' '.join(settings)} (see softjaccard report --help)")
+    _refuse(settings, "see softjaccard report --help")
     from softjaccard.evaluation.report import write_report
 
     write_report(known.runs, known.output, known.split)
@@ -380,8 +383,7 @@ def _report(known: argparse.Namespace, settings: list[str]) -> None:
 
 
 def _data_list(known: argparse.Namespace, settings: list[str]) -> None:
-    if settings:
-        raise InputError(f"unknown arguments: {' '.join(settings)} (see softjaccard data list --help)")
+    _refuse(settings, "see softjaccard data list --help")
     from softjaccard.data.check import list_data_sets
 
     list_data_sets()
@@ -394,8 +396,7 @@ def _data_check(known: argparse.Namespace, settings: list[str]) -> None:
 
 
 def _predict(known: argparse.Namespace, settings: list[str]) -> None:
-    if settings:
-        raise InputError(f"unknown arguments: {' '.join(settings)} (images go together, before the options)")
+    _refuse(settings, "images go together, before the options")
     if known.checkpoint and known.trained.is_file():
         raise InputError(f"--checkpoint is for a run's folder, but {known.trained} is a file itself.")
     from softjaccard.evaluation.prediction import find_device, predict_images

@@ -31,6 +31,17 @@ def expect_number(name: str, value: float, at_least: float = 0.0) -> float:
     return float(value)
 
 
+def expect_temperature(temperature: float) -> float:
+    """Return the temperature.
+
+    Raises:
+        ValueError: If it is not a positive number.
+    """
+    if not expect_number("temperature", temperature) > 0:
+        raise ValueError(f"temperature: expected a positive number, got {temperature!r}")
+    return float(temperature)
+
+
 def as_class_weight(class_weight: Sequence[float] | Tensor | None) -> Tensor | None:
     """The weights as a float tensor (C,)."""
     if class_weight is None:

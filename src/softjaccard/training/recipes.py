@@ -20,14 +20,12 @@ from softjaccard.models import ARCHITECTURES
 
 KINDS = ("data", "network", "schedule", "loss", "method")
 _USUAL = {"method": "hard"}
+_FOLDER = Path(str(files("softjaccard"))) / "recipes"
 
 
 def recipe_parts() -> dict[str, dict[str, str]]:
     """Return what each part is, by kind and name."""
-    parts = {
-        kind: {path.stem: _first_line(path) for path in sorted(_file(kind, "*").parent.glob("*.yaml"))}
-        for kind in KINDS
-    }
+    parts = {kind: {path.stem: _first_line(path) for path in sorted((_FOLDER / kind).glob("*.yaml"))} for kind in KINDS}
     named = (
         f"{each['architecture']} with {each['encoder']}, as in the paper's code" for each in ARCHITECTURES.values()
     )
@@ -59,8 +57,8 @@ def load_recipe(name: str) -> dict[str, Any]:
         chosen[kind] = part
     if "data" not in chosen:
         raise InputError(f"--recipe: {name} has no part for the data; add one of: {', '.join(parts['data'])}.")
-    recipe = _read(_file("", "common"))
-    data = _read(_file("data", chosen["data"]))
+    recipe = _read(_FOLDER / "common.yaml")
+    data = _read(_FOLDER / "data" / f"{chosen['data']}.yaml")
     chosen = {**_USUAL, **data.pop("defaults"), **chosen}
     for settings in (data, *(_part(kind, chosen[kind]) for kind in KINDS[1:] if kind in chosen)):
         recipe = merge(recipe, settings)
@@ -91,16 +89,12 @@ def merge(first: Mapping[str, Any], second: Mapping[str, Any], depth: int = 0) -
     return merged
 
 
-def _file(kind: str, name: str) -> Path:
-    return Path(str(files("softjaccard"))) / "recipes" / kind / f"{name}.yaml"
-
-
 def _first_line(path: Path) -> str:
     return path.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ")
 
 
 def _part(kind: str, name: str) -> Mapping[str, Any]:
-    path = _file(kind, name)
+    path = _FOLDER / kind / f"{name}.yaml"
     return {"model": {"init_args": ARCHITECTURES[name]}} if kind == "network" and not path.exists() else _read(path)
 
 

@@ -129,7 +129,6 @@ class CSVFile(Logger):
         writer = csv.DictWriter(text, ["step", "epoch", *columns])
         writer.writeheader()
         writer.writerows({**row, "step": step} for step, row in sorted(self._rows.items()))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path, text.getvalue())
 
     @rank_zero_only

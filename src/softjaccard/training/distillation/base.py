@@ -66,17 +66,6 @@ class DistillationTerm(nn.Module, ABC):
         """Return the term without its weight; the teacher's tensors have no gradient."""
 
 
-def expect_temperature(temperature: float) -> float:
-    """Return the temperature.
-
-    Raises:
-        ValueError: If it is not a positive number.
-    """
-    if not expect_number("temperature", temperature) > 0:
-        raise ValueError(f"temperature: expected a positive number, got {temperature!r}")
-    return float(temperature)
-
-
 def at_student_resolution(student: Tensor, teacher: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return a map of each network and the cells that count, all at the resolution of the student's map.
 

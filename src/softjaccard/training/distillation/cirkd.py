@@ -7,12 +7,12 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from softjaccard.losses.base import expect_temperature
 from softjaccard.models.network import NetworkOutput
 from softjaccard.training.distillation.base import (
     DistillationTerm,
     at_student_resolution,
     direction,
-    expect_temperature,
     features_of,
     selected,
 )

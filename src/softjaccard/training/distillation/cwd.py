@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from softjaccard.losses.base import expect_temperature
 from softjaccard.models.network import NetworkOutput
-from softjaccard.training.distillation.base import DistillationTerm, at_student_resolution, expect_temperature
+from softjaccard.training.distillation.base import DistillationTerm, at_student_resolution
 
 
 class ChannelWiseDistillation(DistillationTerm):

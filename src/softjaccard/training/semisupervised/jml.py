@@ -10,7 +10,7 @@ from torch import Tensor
 
 from softjaccard.labels import TeacherLabel
 from softjaccard.losses import JaccardLoss
-from softjaccard.losses.base import expect_number
+from softjaccard.losses.base import expect_number, expect_temperature
 from softjaccard.losses.region import PREDICTED_THRESHOLD
 from softjaccard.statistics import confidence_map
 from softjaccard.statistics.reducer import Per
@@ -70,14 +70,12 @@ class JMLSemiSupervised(SemiSupervisedMethod):
         super().__init__(weight, threshold)
         if confidence not in get_args(Confidence):
             raise ValueError(f"confidence: expected one of {', '.join(get_args(Confidence))}, got {confidence!r}")
-        if not expect_number("temperature", temperature) > 0:
-            raise ValueError(f"temperature: expected a positive number, got {temperature!r}")
         if confidence == "classes" and classes == "all":
             raise ValueError("classes: all leaves nothing to choose for confidence='classes'; expected present")
         if not 0 <= average_decay < 1:
             raise ValueError(f"average_decay: expected a number from 0 to below 1, got {average_decay!r}")
         self.confidence: Confidence = confidence
-        self.temperature, self.average_decay = float(temperature), average_decay
+        self.temperature, self.average_decay = expect_temperature(temperature), average_decay
         peak = threshold if confidence == "classes" else PREDICTED_THRESHOLD
         self.region = JaccardLoss(per=per, classes=classes, class_threshold=peak)
         self.region_weight = expect_number("region_weight", region_weight)
