@@ -143,6 +143,17 @@ def test_functions_are_the_modules() -> None:
     assert sj.compound_loss(*inputs, region=region) == sj.CompoundLoss(region)(*inputs)
 
 
+def test_a_sum_of_losses_weighs_each_and_takes_those_of_other_libraries() -> None:
+    logits = INPUT[0].clone().requires_grad_()
+    parts = [sj.JaccardLoss(), torch.nn.CrossEntropyLoss(ignore_index=-100)]
+    loss = sj.SumLoss(parts, [0.75, 0.25])
+    expected = sj.compound_loss(logits, INPUT[1])
+    torch.testing.assert_close(loss(logits, INPUT[1]), expected)
+    gradients = [torch.autograd.grad(value, logits)[0] for value in (loss(logits, INPUT[1]), expected)]
+    torch.testing.assert_close(*gradients)
+    assert "0.75" in repr(loss)
+
+
 def test_mask_by_keyword_and_position() -> None:
     case = oracle.make_case("hard", mask="bool")
     loss = sj.JaccardLoss()
@@ -184,6 +195,9 @@ INPUT = (torch.zeros(2, 3, 4), torch.zeros(2, 4, dtype=torch.int64))
         (lambda: sj.CompoundLoss(torch.nn.CrossEntropyLoss()), ["region", "CrossEntropyLoss"]),
         (lambda: sj.CompoundLoss(sj.JaccardLoss(reduction="none")), ["region", "reduction"]),
         (lambda: sj.CompoundLoss(sj.JaccardLoss(), region_weight=-1.0), ["region_weight", "-1"]),
+        (lambda: sj.SumLoss([], []), ["weights", "0"]),
+        (lambda: sj.SumLoss([sj.JaccardLoss()], [0.5, 0.5]), ["weights", "2", "1"]),
+        (lambda: sj.SumLoss([sj.JaccardLoss()], [-1.0]), ["weights[0]", "-1"]),
         (lambda: sj.JaccardLoss()(INPUT[0], INPUT[1] + 3), ["label", "3", "ignore_index"]),
         (lambda: sj.JaccardLoss()(INPUT[0], INPUT[0]), ["label", "sum"]),
         (lambda: sj.JaccardLoss().from_statistics(sj.region_statistics(*INPUT, want={"label"})), ["overlap", "want"]),

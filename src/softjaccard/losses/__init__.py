@@ -9,6 +9,7 @@ same name in small letters. ``loss.from_statistics(statistics)`` computes it fro
 :class:`TverskyLoss`     both and everything between: alpha weighs false positives, beta false negatives
 :class:`CrossEntropyLoss`, :class:`KLDivergenceLoss`  for labels of any kind, from the same sums
 :class:`CompoundLoss`    a region loss and cross-entropy in one pass over the pixels
+:class:`SumLoss`         any losses, each in a pass of its own
 =======================  ==============================================================================
 
 **Several ranks.** The mean of the ranks' region losses is not the loss of their joined batch. With
@@ -30,7 +31,7 @@ Under torch.compile the sum over ranks is a graph break.
 """
 
 from softjaccard.losses.accumulation import accumulated_backward
-from softjaccard.losses.compound import CompoundLoss, compound_loss
+from softjaccard.losses.compound import CompoundLoss, SumLoss, compound_loss
 from softjaccard.losses.cross_entropy import CrossEntropyLoss, KLDivergenceLoss, cross_entropy, kl_divergence
 from softjaccard.losses.region import (
     DiceLoss,
@@ -49,6 +50,7 @@ __all__ = [
     "JaccardLoss",
     "KLDivergenceLoss",
     "RegionOptions",
+    "SumLoss",
     "TverskyLoss",
     "accumulated_backward",
     "compound_loss",

@@ -1,10 +1,10 @@
-"""The usual mix: a region loss and cross-entropy, in one pass over the pixels."""
+"""The usual mix: a region loss and cross-entropy, in one pass over the pixels; and the sum of any losses."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from softjaccard.labels import LabelLike
 from softjaccard.losses.base import StatisticsLoss, expect_number, value_of
@@ -104,3 +104,43 @@ def compound_loss(
     """The function of :class:`CompoundLoss`: same arguments, same result; ``region`` defaults to ``JaccardLoss()``."""
     loss = CompoundLoss(region or JaccardLoss(), region_weight, cross_entropy_weight, class_weight=class_weight)
     return value_of(loss, logits, label, mask, size)
+
+
+class SumLoss(nn.Module):
+    """A weighted sum of losses of any library, each with a pass of its own over the pixels.
+
+    For a region loss and cross-entropy, :class:`CompoundLoss` needs one.
+
+    Args:
+        losses: modules from logits and a label to a scalar.
+        weights: a factor for each.
+
+    Raises:
+        ValueError: there are no losses, as many weights are not given, or one is negative.
+
+    Example:
+        >>> import torch
+        >>> loss = SumLoss([JaccardLoss(), torch.nn.CrossEntropyLoss()], [0.75, 0.25])
+        >>> loss(torch.zeros(1, 2, 4), torch.tensor([[0, 0, 1, 1]]))
+        tensor(0.5483)
+    """
+
+    def __init__(self, losses: Sequence[nn.Module], weights: Sequence[float]) -> None:
+        """See the class."""
+        super().__init__()
+        if not losses or len(losses) != len(weights):
+            raise ValueError(
+                f"weights: expected one for each of at least one loss, got {len(weights)} for {len(losses)} losses"
+            )
+        self.losses = nn.ModuleList(losses)
+        self.weights = tuple(expect_number(f"weights[{index}]", weight) for index, weight in enumerate(weights))
+
+    def forward(self, logits: Tensor, label: LabelLike) -> Tensor:
+        """The weighted sum, for a label that all losses take."""
+        terms = [weight * loss(logits, label) for weight, loss in zip(self.weights, self.losses, strict=True)]
+        total: Tensor = sum(terms[1:], terms[0])
+        return total
+
+    def extra_repr(self) -> str:
+        """The weights."""
+        return f"weights={self.weights}"
