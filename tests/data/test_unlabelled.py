@@ -393,7 +393,7 @@ def damaged(path: Path) -> None:
         (lambda path: None, 0.5, "data.unlabelled: there is no folder or file .*more; expected a folder of images"),
         (no_images, None, r"data.unlabelled: there are no images in the folder .*more; looked for \*.png, \*.jpg"),
         (two_images, None, "folder of data.unlabelled, .*more, has 2 images.* batch_size 3. Set data.batch_size to"),
-        (damaged, None, "data.unlabelled: .*b.png cannot be read as an image: .* take it out"),
+        (damaged, None, "data.unlabelled: .* take it out of the folder: .*b.png cannot be read as an image"),
         (lambda path: path.write_text("scene 1"), None, "data.unlabelled is .*more, a list .* data.labelled is null"),
     ],
     ids=["nothing", "nothing, with a share", "no images", "few images", "damaged image", "list alone"],

@@ -183,7 +183,7 @@ class UnlabelledImages(Dataset[dict[str, Tensor]]):
         try:
             image = self._read(self.paths[index])
         except InputError as error:
-            raise InputError(f"data.unlabelled: {error} Mend the file, or take it out of the folder.") from error
+            raise InputError(f"data.unlabelled: mend an image or take it out of the folder: {error}") from error
         if self._cache:
             self._decoded[index] = image
         return image
