@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from drawn_data import draw, save, write_list
+from drawn_raters import CLASSES, draw_raters
 from softjaccard.data import unlabelled
+from softjaccard.data.folder import ImageFolderData
+from softjaccard.data.pairs import PairedData, PairedImages
+from softjaccard.data.raters import RatersData
 from softjaccard.data.scenes import ScenesData
 from softjaccard.data.transforms import PADDING_GREY, PhotometricSettings, TrainingTransform
 from softjaccard.data.unlabelled import (
@@ -83,7 +89,6 @@ def test_shares_that_leave_nothing(share: float) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"labelled": None, "unlabelled": "a.txt"}, "data.unlabelled is given without data.labelled"),
         ({"crop": None}, "data.crop is null"),
         ({"labelled_seed": -1}, "labelled_seed is -1"),
         ({"labelled": 0.1}, "data.labelled: 2 training images have labels, fewer than the 3 of a batch"),
@@ -257,3 +262,153 @@ def test_images_without_ids_are_refused() -> None:
     del data.datasets["train"].ids  # type: ignore[attr-defined]
     with pytest.raises(InputError, match=r"images of ScenesData have no ids"):
         data.setup("fit")
+
+
+def draw_folder(root: Path) -> Path:
+    """Write images of different sizes, those of sub-folders in a few formats."""
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(("a/0.png", "a/b/0.jpg", "a/b/1.bmp", "a/c.png", "b.png", "c.png", "d.png", "e.png")):
+        image = draw(root / "images" / name, rng, (30 + 7 * number, 64 - 5 * number))
+        save(rng.integers(0, 3, image.shape[:2], np.uint8), (root / "masks" / name).with_suffix(".png"))
+    (root / "classes.yaml").write_text("classes: [ground, crop, weed]")
+    write_list(root / "train.txt", ["a/0", "a/b/0", "a/b/1", "a/c", "b", "c", "d"])
+    write_list(root / "val.txt", ["e"])
+    return root
+
+
+def folder_data(root: Path, **settings: Any) -> PairedData:
+    return ImageFolderData(str(root), batch_size=2, crop=(20, 20), scale_range=(0.5, 1.5), **settings)
+
+
+def raters_data(root: Path, **settings: Any) -> PairedData:
+    options: dict[str, Any] = {"validation_share": 0.3, "batch_size": 2, "crop": (12, 12)}
+    return RatersData(str(root), CLASSES, **options, **settings)
+
+
+def two_epochs(data: Any) -> list[dict[str, torch.Tensor]]:
+    data.setup("fit")
+    loader = data.train_dataloader()
+    batches = []
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        batches += loader
+    return batches
+
+
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize(("draw_files", "open_data"), [(draw_folder, folder_data), (draw_raters, raters_data)])
+def test_a_folder_gives_what_its_images_give_in_the_split(
+    draw_files: Any, open_data: Any, cache: bool, tmp_path: Path
+) -> None:
+    """To the last bit where they have the same places there; the split's own are not looked at then."""
+    root, more, listed = draw_files(tmp_path / "data"), tmp_path / "more", tmp_path / "labelled.txt"
+    settings = {"labelled": str(listed), "scale": 0.6, "cache": cache}
+    split: PairedImages = open_data(root).open("train")
+    write_list(listed, split.ids[-2:])
+    expected = two_epochs(open_data(root, **settings))
+    others = {pair.image for pair in split.pairs if pair.id not in split.ids[-2:]}
+    for path in others:
+        copy = more / path.relative_to(root / "images")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    (more / "notes.txt").write_text("no image")
+    (more / ".hidden.png").write_text("no image")
+    data = open_data(root, **settings, unlabelled=str(more))
+    data.setup("fit")
+    for path in others:
+        path.unlink()
+    batches = two_epochs(data)
+    assert len(batches) == len(expected) == 2 * (len(others) // 2)
+    for first, second in zip(expected, batches, strict=True):
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+    assert data.labelled_ids() == list(split.ids[-2:])
+
+
+def test_images_of_a_folder_are_kept_as_the_data_sets_own_are(tmp_path: Path) -> None:
+    root = draw_folder(tmp_path / "data")
+    shutil.copytree(root / "images" / "a", tmp_path / "more")
+    data = folder_data(root, unlabelled=str(tmp_path / "more"), cache=True)
+    first = two_epochs(data)
+    shutil.rmtree(tmp_path)
+    for batch, again in zip(first, two_epochs(data), strict=True):
+        assert all(torch.equal(batch[name], again[name]) for name in batch)
+
+
+def test_all_training_images_keep_their_labels_beside_a_folder(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pixels = [draw(tmp_path / "more" / f"{number}.png", rng, (50, 40)) for number in range(7)]
+    data = scenes(labelled=None, unlabelled=str(tmp_path / "more"))
+    assert data.partition == Partition(tuple(range(24)), tuple(range(7)))
+    assert data.labelled_ids() is None
+    images = data.open_unlabelled(tmp_path / "more")
+    assert len(images) == 7
+    assert all(
+        np.array_equal(images[index]["image"].numpy(), np.moveaxis(each, 2, 0).astype(np.float32) / 255)
+        for index, each in enumerate(pixels)
+    )
+    batches = two_epochs(data)
+    assert len(batches) == 4
+    indices = [batch["index"].tolist() for batch in batches]
+    assert len({*indices[0], *indices[1]}) == 6
+    assert {*indices[0], *indices[1]} != {*indices[2], *indices[3]}
+    assert batches[0]["weak_image"].shape == (3, 3, 32, 32)
+
+
+@pytest.mark.parametrize("labelled", [None, 0.5])
+def test_only_chosen_images_need_ids(labelled: float | None, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        draw(tmp_path / f"{number}.png", rng)
+    data = ScenesData(size=40, training=8, labelled=labelled, unlabelled=str(tmp_path))
+    data.datasets["train"] = data.dataset("train")
+    del data.datasets["train"].ids  # type: ignore[attr-defined]
+    if labelled is None:
+        data.setup("fit")
+        assert data.partition == Partition(tuple(range(8)), (0, 1, 2))
+    else:
+        with pytest.raises(InputError, match=r"images of ScenesData have no ids"):
+            data.setup("fit")
+
+
+def no_images(path: Path) -> None:
+    path.mkdir()
+    (path / "a.txt").write_text("no image")
+
+
+def two_images(path: Path) -> None:
+    for name in "ab":
+        draw(path / f"{name}.png", np.random.default_rng(0))
+
+
+def damaged(path: Path) -> None:
+    two_images(path)
+    (path / "b.png").write_bytes((path / "b.png").read_bytes()[:200])
+
+
+@pytest.mark.parametrize(
+    ("make", "labelled", "words"),
+    [
+        (lambda path: None, None, "data.unlabelled: there is no folder or file .*more; expected a folder of images"),
+        (lambda path: None, 0.5, "data.unlabelled: there is no folder or file .*more; expected a folder of images"),
+        (no_images, None, r"data.unlabelled: there are no images in the folder .*more; looked for \*.png, \*.jpg"),
+        (two_images, None, "folder of data.unlabelled, .*more, has 2 images.* batch_size 3. Set data.batch_size to"),
+        (damaged, None, "data.unlabelled: .* take it out of the folder: .*b.png cannot be read as an image"),
+        (lambda path: path.write_text("scene 1"), None, "data.unlabelled is .*more, a list .* data.labelled is null"),
+    ],
+    ids=["nothing", "nothing, with a share", "no images", "few images", "damaged image", "list alone"],
+)
+def test_folders_that_cannot_be_used(make: Any, labelled: float | None, words: str, tmp_path: Path) -> None:
+    make(tmp_path / "more")
+    with pytest.raises(InputError, match=words):
+        scenes(labelled=labelled, unlabelled=str(tmp_path / "more")).train_dataloader()
+
+
+def test_an_image_that_is_damaged_later_is_named(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        draw(tmp_path / f"{number}.png", rng)
+    data = scenes(labelled=None, unlabelled=str(tmp_path))
+    (tmp_path / "3.png").write_text("no image")
+    with pytest.raises(InputError, match=r"data.unlabelled: .*3.png cannot be read as an image"):
+        two_epochs(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,22 @@ def test_labelled_images_are_kept_in_a_list_that_can_be_given_back(tmp_path: Pat
     assert len(kept.read_text().splitlines()) == 5
 
 
+def test_images_of_a_folder_need_no_masks_and_are_not_needed_later(tmp_path: Path) -> None:
+    root = draw_camvid(tmp_path / "camvid")
+    rng = np.random.default_rng(0)
+    for number in range(5):
+        draw(tmp_path / "more" / "images" / f"{number}.jpg", rng, (48, 64))
+    output = tmp_path / "run"
+    tiny = ["--data.batch_size=2", "--data.crop=[32,32]", "--data.workers=2", "--model.model_options={}"]
+    tiny += ["--model.encoder=tu-test_resnet", "--model.method.threshold=0.05"]
+    folder = ["--data.labelled=null", f"--data.unlabelled={tmp_path / 'more' / 'images'}"]
+    rows = trained(output, "camvid+jml-ssl", f"--data.root={root}", *folder, *tiny)
+    assert [float(row["train/unlabelled"]) > 0 for row in rows] == [True, True]
+    assert not (output / "labelled.txt").exists()
+    shutil.rmtree(tmp_path / "more")
+    assert main(["test", str(output), "--checkpoint=last", "--trainer.enable_progress_bar=false"]) == 0
+
+
 def test_a_networks_average_is_used_where_that_is_asked_for(tmp_path: Path) -> None:
     settings = ["--data.labelled=0.5", "--model.method.average_decay=0.5", "--data.test=3"]
     networks = []
@@ -86,7 +103,12 @@ def test_a_networks_average_is_used_where_that_is_asked_for(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["--data.labelled=null"], ["data.labelled is missing", "0.125"]),
+        (["--data.labelled=null"], ["data.labelled and data.unlabelled are missing", "0.125", "folder"]),
+        (
+            ["--data.labelled=null", "--data.unlabelled=nowhere"],
+            ["data.unlabelled: there is no folder or file nowhere"],
+        ),
+        (["--data.labelled=null", "--data.unlabelled=LIST"], ["data.unlabelled is", "a list", "data.labelled is null"]),
         (["--data.labelled=2"], ["data.labelled is 2.0", "share"]),
         (["--data.labelled=0.25"], ["2 training images have labels", "fewer than the 4"]),
         (["--data.labelled=LIST"], ["1 of the 2 ids", "scene 99", "not in the training split"]),

@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import fork_server
+from drawn_data import draw
 from softjaccard.cli import main
 
 # Five steps an epoch, a validation in its midst, dropout in the network, and the last checkpoint every two steps.
@@ -136,9 +138,19 @@ def test_a_run_that_is_killed_ends_as_if_it_had_not_been(softjaccard: Run, unint
     assert_same(output, uninterrupted)
 
 
-def test_training_with_unlabelled_images_goes_on_within_an_epoch(softjaccard: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("of_a_folder", [False, True])
+def test_training_with_unlabelled_images_goes_on_within_an_epoch(
+    of_a_folder: bool, softjaccard: Run, tmp_path: Path
+) -> None:
     """Five steps an epoch; the network's average is a part of the checkpoint."""
-    settings = ["--recipe=scenes+jml-ssl", "--data.labelled=0.5", "--model.method.threshold=0.2", "--data.batch_size=2"]
+    settings = ["--recipe=scenes+jml-ssl", "--model.method.threshold=0.2", "--data.batch_size=2"]
+    if of_a_folder:
+        rng = np.random.default_rng(0)
+        for number in range(10):
+            draw(tmp_path / "more" / f"{number}.png", rng, (40, 40))
+        settings += ["--data.labelled=null", f"--data.unlabelled={tmp_path / 'more'}"]
+    else:
+        settings += ["--data.labelled=0.5"]
     expected, output = tmp_path / "expected", tmp_path / "run"
     assert fit(softjaccard, expected, settings) == 0, expected.with_suffix(".log").read_text()
     assert fit(softjaccard, output, settings, ("optimiser", 9)) == -signal.SIGKILL
@@ -147,7 +159,8 @@ def test_training_with_unlabelled_images_goes_on_within_an_epoch(softjaccard: Ru
     assert any(name.startswith("average.") for name in last["state_dict"])
     assert fit(softjaccard, output, settings) == 0, output.with_suffix(".log").read_text()
     assert_same(output, expected)
-    assert (output / "labelled.txt").read_text() == (expected / "labelled.txt").read_text()
+    if not of_a_folder:
+        assert (output / "labelled.txt").read_text() == (expected / "labelled.txt").read_text()
     confident = dict(shown(output)["train/confident"])
     assert len(confident) == 15
     assert max(confident.values()) > 0

@@ -10,13 +10,13 @@ import numpy as np
 import yaml
 
 from softjaccard.data.colours import Colours, distinct_colours
+from softjaccard.data.images import PICTURE_ENDINGS, pictures_in
 from softjaccard.data.lists import draw_order, read_split, repeated
 from softjaccard.data.masks import MaskValues, pack_colours, read_colour_mask, read_index_mask, show_packed
 from softjaccard.data.module import Split
 from softjaccard.data.pairs import SPLITS, Pair, PairedData, PairedImages, existing_folder
 from softjaccard.errors import InputError, nearest_names
 
-_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 _IGNORED = 255
 
 
@@ -168,18 +168,17 @@ def _listed(root: Path) -> list[Split]:
 def _files(folder: Path) -> dict[str, Path]:
     """Return the pictures in a folder and its sub-folders by their names without ending."""
     files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in _ENDINGS and not path.name.startswith(".") and path.is_file():
-            name = path.relative_to(folder).with_suffix("").as_posix()
-            if name in files:
-                raise InputError(f"{files[name]} and {path} have the same name; expected one of them.")
-            files[name] = path
+    for path in pictures_in(folder):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in files:
+            raise InputError(f"{files[name]} and {path} have the same name; expected one of them.")
+        files[name] = path
     return files
 
 
 def _without_ending(name: str) -> str:
     path = Path(name.replace("\\", "/"))
-    return (path.with_suffix("") if path.suffix.lower() in _ENDINGS else path).as_posix()
+    return (path.with_suffix("") if path.suffix.lower() in PICTURE_ENDINGS else path).as_posix()
 
 
 class _ClassFile:

@@ -13,6 +13,20 @@ from torch import Tensor
 
 from softjaccard.errors import InputError, first_line
 
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
+
+FIRST = 3
+"""Images that are read when a data set is opened."""
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Return the files in a folder and its sub-folders that have a picture's ending, in order; no hidden ones."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".") and path.is_file()
+    ]
+
 
 @contextmanager
 def _damage_of(path: Path) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -18,7 +19,9 @@ from softjaccard.data.unlabelled import (
     Partition,
     PartitionSampler,
     PartlyLabelledImages,
+    UnlabelledImages,
     UnlabelledViews,
+    choose_labelled,
     collate_views,
     partition,
 )
@@ -81,9 +84,10 @@ class SegmentationData(LightningDataModule, ABC):
     :class:`~softjaccard.data.transforms.TrainingTransform`; an incomplete last batch is left out. Validation and test
     images come whole. All are padded to `pad_multiple`.
 
-    With `labelled`, the entries above are of that part of the training images, and a batch has as many unlabelled
-    images, for a model that takes them; an epoch is one pass over these, in which labelled images repeat. Of them it
-    has, drawn as :class:`~softjaccard.data.unlabelled.UnlabelledViews` says:
+    With `labelled`, the entries above are of that part of the training images. With it, or with a folder of images as
+    `unlabelled`, a batch has as many unlabelled images, for a model that takes them; an epoch is one pass over these,
+    in which labelled images repeat. Of them a batch has, drawn as
+    :class:`~softjaccard.data.unlabelled.UnlabelledViews` says:
 
     - `weak_image`: float32 (B, 3, H, W), scaled, cropped and flipped as labelled images are, without photometric
       changes; and `weak_valid`, boolean (B, H, W), false where it is padding.
@@ -103,7 +107,8 @@ class SegmentationData(LightningDataModule, ABC):
         seed: Of order and augmentation.
         labelled: Use the labels of a part of the training images only: its share, such as 0.125, or a file with their
             ids, one a line. A run keeps such a list in its labelled.txt. Null uses all.
-        unlabelled: A file with the ids of the images to use without labels; null takes all others.
+        unlabelled: The images to use without labels: a folder of images, which need no masks; or a file with the ids of
+            training images. Null takes all training images that `labelled` leaves.
         labelled_seed: Of what is drawn for a share; the run's own seed does not change it.
 
     Raises:
@@ -141,10 +146,9 @@ class SegmentationData(LightningDataModule, ABC):
         self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
         self.crop, self.scale_range, self.flip, self.photometric = crop, scale_range, flip, photometric
         self.pad_multiple, self.workers, self.seed = pad_multiple, workers, seed
-        if labelled is None and unlabelled is not None:
-            raise InputError("data.unlabelled is given without data.labelled, a share or a list of other images.")
         self.labelled, self.unlabelled, self.labelled_seed = labelled, unlabelled, labelled_seed
         self.partition: Partition | None = None
+        self._unlabelled_images: UnlabelledImages | None = None
         self.training_transform()  # raises where a setting of the augmentation is wrong
         self.datasets: dict[str, SegmentationDataset] = {}
         self._reached = {"epoch": 0, "batches": 0}
@@ -153,22 +157,63 @@ class SegmentationData(LightningDataModule, ABC):
     def dataset(self, split: Split) -> SegmentationDataset:
         """Open one split."""
 
+    def open_unlabelled(self, folder: Path) -> UnlabelledImages:
+        """Open a folder of images without labels, as they are; when this is called, the training split is open."""
+        return UnlabelledImages(folder)
+
     def setup(self, stage: str) -> None:
         """Open and check the splits of a stage, each once."""
         splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
         for split in splits.get(stage, ()):
             if split not in self.datasets:
                 self.datasets[split] = self.dataset(split)
-        if "train" in self.datasets and self.labelled is not None and self.partition is None:
-            ids = getattr(self.datasets["train"], "ids", None)
-            if ids is None:
-                raise InputError(f"data.labelled: images of {type(self).__name__} have no ids to choose by.")
-            self.partition = partition(ids, self.labelled, self.unlabelled, self.labelled_seed)
+        if "train" in self.datasets and self.partition is None:
+            self.partition = self._partition(self.datasets["train"])
+
+    def _partition(self, train: SegmentationDataset) -> Partition | None:
+        """Return which images are used with and without labels; None for all training images with labels alone."""
+        folder = self._unlabelled_folder()
+        if folder is None:
+            if self.labelled is None:
+                return None
+            return partition(self._training_ids(), self.labelled, self.unlabelled, self.labelled_seed)
+        self._unlabelled_images = self.open_unlabelled(folder)
+        labelled: Sequence[int] = range(len(train))
+        if self.labelled is not None:
+            labelled = choose_labelled(self._training_ids(), self.labelled, self.labelled_seed)
+        return Partition(tuple(labelled), tuple(range(len(self._unlabelled_images))))
+
+    def _training_ids(self) -> Sequence[str]:
+        ids: Sequence[str] | None = getattr(self.datasets["train"], "ids", None)
+        if ids is None:
+            raise InputError(f"data.labelled: images of {type(self).__name__} have no ids to choose by.")
+        return ids
+
+    def _unlabelled_folder(self) -> Path | None:
+        """Return the folder of images without labels; None if there is a list or nothing."""
+        if self.unlabelled is None:
+            return None
+        path = Path(self.unlabelled).expanduser()
+        if path.is_dir():
+            return path
+        if not path.is_file():
+            raise InputError(
+                f"data.unlabelled: there is no folder or file {path}; expected a folder of images, or a file with the "
+                "ids of training images, one a line."
+            )
+        if self.labelled is None:
+            raise InputError(
+                f"data.unlabelled is {path}, a list of training images, but data.labelled is null: set that to a share "
+                "or a list of others, or data.unlabelled to a folder of images."
+            )
+        return None
 
     def labelled_ids(self) -> list[str] | None:
         """Return the ids of the training images whose labels are used; None if all are."""
-        ids: Any = getattr(self.datasets.get("train"), "ids", ())
-        return None if self.partition is None else [ids[index] for index in self.partition.labelled]
+        if self.labelled is None or self.partition is None:
+            return None
+        ids = self._training_ids()
+        return [ids[index] for index in self.partition.labelled]
 
     def training_transform(self, num_classes: int | None = None) -> TrainingTransform:
         """Return the augmentation of the training images; scaled votes need the number of classes."""
@@ -203,7 +248,8 @@ class SegmentationData(LightningDataModule, ABC):
             if self.crop is None:
                 raise InputError("data.crop is null, but unlabelled images are trained on in crops of one size.")
             geometry = TrainingTransform(self.crop, scale_range=self.scale_range, flip=self.flip)
-            views = UnlabelledViews(dataset, geometry, self.seed)
+            others = dataset if self._unlabelled_images is None else self._unlabelled_images
+            views = UnlabelledViews(others, geometry, self.seed)
         return self._training_loader(PartlyLabelledImages(samples, views), sampler, collate=collate_views)
 
     def _training_loader(
@@ -212,8 +258,11 @@ class SegmentationData(LightningDataModule, ABC):
         sampler.start_at(self._reached["epoch"], self._reached["batches"] * self.batch_size)
         if len(sampler) < self.batch_size:
             kind = "training split" if self.partition is None else "unlabelled part of the training split"
+            if self._unlabelled_images is not None:
+                kind = f"folder of data.unlabelled, {self.unlabelled},"
             raise InputError(
-                f"The {kind} has {len(sampler)} images for each device, fewer than batch_size {self.batch_size}."
+                f"The {kind} has {len(sampler)} images for each device, fewer than batch_size {self.batch_size}. Set "
+                "data.batch_size to fewer."
             )
         return self._loader(samples, collate, batch_size=self.batch_size, sampler=sampler, drop_last=True)
 

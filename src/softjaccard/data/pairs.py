@@ -15,15 +15,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from softjaccard.data.colours import Colours
-from softjaccard.data.images import read_rgb
+from softjaccard.data.images import FIRST, read_rgb
 from softjaccard.data.masks import MaskValues, read_index_mask
 from softjaccard.data.module import SegmentationData, Split
+from softjaccard.data.unlabelled import UnlabelledImages
 from softjaccard.errors import InputError, nearest_names
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-
-_FIRST = 3
-"""Images that are read when a split is opened."""
 
 
 class Pair(NamedTuple):
@@ -126,6 +124,14 @@ class PairedImages(Dataset[dict[str, Tensor]], ABC):
         image, label = self._decode(index)
         return {"image": image.float() / 255, "label": label.long(), "index": torch.tensor(index)}
 
+    def read_image(self, path: Path) -> Tensor:
+        """Return a picture, scaled as the items' are: (3, H, W), uint8, or float32 in [0, 1].
+
+        Raises:
+            InputError: If it cannot be used.
+        """
+        return self._read_scaled_image(path)[0]
+
     def read_label(self, pair: Pair) -> np.ndarray:
         """Return a mask's class ids, unsigned integers (H, W), at the size of the file.
 
@@ -155,7 +161,7 @@ class PairedImages(Dataset[dict[str, Tensor]], ABC):
                     f"{len(missing)} of the {len(paths)} {what} files of the {self.split} split of {self.title} are "
                     f"missing; the first is {missing[0]}."
                 )
-        for index in range(min(_FIRST, len(self))):
+        for index in range(min(FIRST, len(self))):
             self._decode(index)
         warning = self.count_warning()
         if warning:
@@ -170,9 +176,14 @@ class PairedImages(Dataset[dict[str, Tensor]], ABC):
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
         """Return the scaled image, uint8 (3, H, W), and label, unsigned integers (H, W)."""
         pair = self.pairs[index]
-        picture = read_rgb(pair.image)
+        image, size = self._read_scaled_image(pair.image)
+        return image, self._read_scaled_label(pair, size)
+
+    def _read_scaled_image(self, path: Path) -> tuple[Tensor, tuple[int, int]]:
+        """Return a picture, scaled, uint8 (3, H, W), and its own (width, height)."""
+        picture = read_rgb(path)
         pixels = np.array(picture.resize(self._scaled(picture.size), Image.Resampling.BILINEAR))
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), self._read_scaled_label(pair, picture.size)
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), picture.size
 
     def _scaled(self, size: tuple[int, int]) -> tuple[int, int]:
         width, height = size
@@ -214,6 +225,11 @@ class PairedData(SegmentationData):
             check: Whether files are looked at, as in `PairedImages`.
         """
         return self.images(self.root, split, scale=self.scale, cache=self.cache, check=check, **self._options())
+
+    def open_unlabelled(self, folder: Path) -> UnlabelledImages:
+        """As in `SegmentationData`, read, scaled and kept as the data set's own images are."""
+        train: Any = self.datasets["train"]
+        return UnlabelledImages(folder, train.read_image, cache=self.cache)
 
     def splits(self) -> tuple[Split, ...]:
         """Return the splits that have images of their own."""

@@ -174,14 +174,19 @@ class Raters(PairedImages):
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
         """Return the scaled image, float32 (3, H, W), and votes, uint8 (R, H, W)."""
         pairs = [self._pair(annotator, self.ids[index]) for annotator in self.annotators]
-        image = read_image(pairs[0].image)
+        image, size = self._read_scaled_image(pairs[0].image)
+        nothing = torch.full(image.shape[1:], self.ignore_index, dtype=torch.uint8)
+        votes = [self._read_scaled_label(pair, size) if pair.mask.is_file() else nothing for pair in pairs]
+        return image, torch.stack(votes)
+
+    def _read_scaled_image(self, path: Path) -> tuple[Tensor, tuple[int, int]]:
+        """As in `PairedImages`, but float32."""
+        image = read_image(path)
         size = (image.shape[2], image.shape[1])
         width, height = self._scaled(size)
-        nothing = torch.full((height, width), self.ignore_index, dtype=torch.uint8)
-        votes = [self._read_scaled_label(pair, size) if pair.mask.is_file() else nothing for pair in pairs]
         if (width, height) != size:
             image = functional.interpolate(image[None], size=(height, width), mode="bilinear", antialias=True)[0]
-        return image, torch.stack(votes)
+        return image, size
 
 
 class RatersData(PairedData):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
+from softjaccard.data.images import FIRST, PICTURE_ENDINGS, pictures_in, read_image
 from softjaccard.data.lists import draw_order, read_list
 from softjaccard.data.samplers import EpochSampler
 from softjaccard.data.transforms import (
@@ -62,12 +63,12 @@ class _Stream(IntEnum):
 
 
 class Partition(NamedTuple):
-    """Positions in the training split."""
+    """Positions of images, in order."""
 
     labelled: tuple[int, ...]
-    """Of the images whose labels are used, in the split's order."""
+    """In the training split, of those whose labels are used."""
     unlabelled: tuple[int, ...]
-    """Of those whose labels are not looked at."""
+    """In the training split, of those whose labels are not looked at; or in a folder of images without labels."""
 
 
 def partition(ids: Sequence[str], labelled: float | str, unlabelled: str | None = None, seed: int = 0) -> Partition:
@@ -75,41 +76,60 @@ def partition(ids: Sequence[str], labelled: float | str, unlabelled: str | None 
 
     Args:
         ids: Of all of them.
-        labelled: The share of the images that have labels; or a file with their ids, one a line.
+        labelled: As in `choose_labelled`.
         unlabelled: A file with the ids of the images without labels; None takes all others.
-        seed: Of what is drawn for a share. Which images these are depends on their ids and this number alone.
+        seed: Likewise.
 
     Raises:
-        InputError: If a share leaves no image on one of the sides, a list cannot be read or has an id that the split
-            has not, or both lists have the same one.
+        InputError: As `choose_labelled` for either list, or if both have the same id, or none is left without a label.
 
     Example:
         >>> partition(["a", "b", "c", "d", "e", "f"], 1 / 3)
         Partition(labelled=(1, 4), unlabelled=(0, 2, 3, 5))
     """
-    if isinstance(labelled, str):
-        chosen = _listed("labelled", labelled, ids)
+    chosen = choose_labelled(ids, labelled, seed)
+    if unlabelled is None:
+        others = tuple(sorted(set(range(len(ids))).difference(chosen)))
     else:
-        count = round(labelled * len(ids)) if 0 < labelled < 1 else 0
-        if not 0 < count < len(ids):
-            raise InputError(
-                f"data.labelled is {labelled}, but must be a share above 0 and below 1 that leaves some of the "
-                f"{len(ids)} training images on both sides, or the file of a list."
-            )
-        chosen = set(draw_order(ids, seed)[:count])
-    others = set(ids) - chosen if unlabelled is None else _listed("unlabelled", unlabelled, ids)
-    if both := sorted(chosen & others):
+        others = _listed("unlabelled", unlabelled, ids)
+    if both := sorted(set(chosen).intersection(others)):
         raise InputError(
             f"data.unlabelled: {len(both)} of the ids in {unlabelled} are among the labelled ones, too; the first is "
-            f"{both[0]}. Remove them from one of the lists."
+            f"{ids[both[0]]}. Remove them from one of the lists."
         )
     if not others:
-        raise InputError(f"data.labelled: {labelled} has all training images; none is left without a label.")
-    return Partition(*(tuple(index for index, each in enumerate(ids) if each in part) for part in (chosen, others)))
+        raise InputError(
+            f"data.labelled: {labelled} has all training images; none is left without a label. Take some out, or set "
+            "data.unlabelled to a folder of others."
+        )
+    return Partition(chosen, others)
 
 
-def _listed(setting: str, path: str, ids: Sequence[str]) -> set[str]:
-    """Return the ids of a list, all of which must be among others."""
+def choose_labelled(ids: Sequence[str], labelled: float | str, seed: int = 0) -> tuple[int, ...]:
+    """Return the positions of the images of a training split whose labels are used, in order.
+
+    Args:
+        ids: Of all images of the split.
+        labelled: The share of them that have labels; or a file with their ids, one a line.
+        seed: Of what is drawn for a share. Which images these are depends on their ids and this number alone.
+
+    Raises:
+        InputError: If a share leaves no image on one of the sides, or a list cannot be read or has an id that the split
+            has not.
+    """
+    if isinstance(labelled, str):
+        return _listed("labelled", labelled, ids)
+    count = round(labelled * len(ids)) if 0 < labelled < 1 else 0
+    if not 0 < count < len(ids):
+        raise InputError(
+            f"data.labelled is {labelled}, but must be a share above 0 and below 1 that leaves some of the "
+            f"{len(ids)} training images on both sides, or the file of a list."
+        )
+    return _positions(ids, draw_order(ids, seed)[:count])
+
+
+def _listed(setting: str, path: str, ids: Sequence[str]) -> tuple[int, ...]:
+    """Return the positions of the ids of a list, all of which must be among others."""
     listed = read_list(Path(path).expanduser())
     known = set(ids)
     unknown = [each for each in listed if each not in known]
@@ -118,11 +138,59 @@ def _listed(setting: str, path: str, ids: Sequence[str]) -> set[str]:
             f"data.{setting}: {len(unknown)} of the {len(listed)} ids in {path} are not in the training split; the "
             f"first is {unknown[0]}. {nearest_names(unknown[0], ids)}"
         )
-    return set(listed)
+    return _positions(ids, listed)
+
+
+def _positions(ids: Sequence[str], part: Sequence[str]) -> tuple[int, ...]:
+    chosen = set(part)
+    return tuple(index for index, each in enumerate(ids) if each in chosen)
+
+
+class UnlabelledImages(Dataset[dict[str, Tensor]]):
+    """The images in a folder and its sub-folders, in the order of their paths; items have an `image` and nothing else.
+
+    Args:
+        folder: With the images.
+        read: Returns an image (3, H, W), uint8 or float32 in [0, 1]; by default as it is.
+        cache: Keep what was read in memory.
+
+    Raises:
+        InputError: If there are no images, or one of the first cannot be read.
+    """
+
+    def __init__(self, folder: Path, read: Callable[[Path], Tensor] = read_image, *, cache: bool = False) -> None:
+        """See the class."""
+        self.paths, self._read, self._cache = tuple(pictures_in(folder)), read, cache
+        self._decoded: dict[int, Tensor] = {}
+        if not self.paths:
+            looked_for = ", ".join(f"*{ending}" for ending in PICTURE_ENDINGS)
+            raise InputError(f"data.unlabelled: there are no images in the folder {folder}; looked for {looked_for}.")
+        for index in range(min(FIRST, len(self))):
+            self._decode(index)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Read one image."""
+        image = self._decode(index)
+        return {"image": image if image.is_floating_point() else image.float() / 255}
+
+    def _decode(self, index: int) -> Tensor:
+        if index in self._decoded:
+            return self._decoded[index]
+        try:
+            image = self._read(self.paths[index])
+        except InputError as error:
+            raise InputError(f"data.unlabelled: mend an image or take it out of the folder: {error}") from error
+        if self._cache:
+            self._decoded[index] = image
+        return image
 
 
 class Draw(NamedTuple):
-    """What one sample of a training batch is made of; images by their positions in the split."""
+    """What one sample of a training batch is made of; images by their positions, as in a `Partition`."""
 
     epoch: int
     labelled: int
@@ -167,12 +235,12 @@ class UnlabelledViews:
     view of its own (CutMix, Yun et al., arXiv 1905.04899). Each number is drawn by (seed, epoch, image, stream).
 
     Args:
-        images: The training split.
+        images: The data set that has them: the training split, or a folder.
         transform: Scale, crop and flip.
         seed: Of all that is drawn.
     """
 
-    def __init__(self, images: SegmentationDataset, transform: TrainingTransform, seed: int) -> None:
+    def __init__(self, images: SegmentationDataset | UnlabelledImages, transform: TrainingTransform, seed: int) -> None:
         """See the class."""
         self._images, self._transform, self._seed = images, transform, seed
 

@@ -186,7 +186,7 @@ def test_the_network_is_tested_or_its_average() -> None:
 def test_there_must_be_something_to_learn_from_and_to_test() -> None:
     with pytest.raises(InputError, match=r"model\.test_average is true"):
         model_of(UniMatch(), test_average=True)
-    with pytest.raises(InputError, match=r"data\.labelled is missing.*0\.125"):
+    with pytest.raises(InputError, match=r"data\.labelled and data\.unlabelled are missing.*0\.125"):
         Trainer(accelerator="cpu", logger=False, enable_checkpointing=False).fit(
             model_of(UniMatch()), data(labelled=None)
         )

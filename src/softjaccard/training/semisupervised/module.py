@@ -69,8 +69,9 @@ class SemiSupervised(SupervisedSegmentation):
         data: Any = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and self.takes_unlabelled and getattr(data, "partition", None) is None:
             raise InputError(
-                "data.labelled is missing: this model trains on images without labels, too. Set it to the share of the "
-                "training images that have labels, such as 0.125, or to a file with their ids."
+                "data.labelled and data.unlabelled are missing: this model trains on images without labels, too. Set "
+                "data.labelled to the share of the training images that have labels, such as 0.125, or to a file with "
+                "their ids; or data.unlabelled to a folder of other images."
             )
 
     def loss_and_output(self, batch: Batch) -> tuple[Tensor, NetworkOutput]:
