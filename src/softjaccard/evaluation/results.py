@@ -146,9 +146,9 @@ class EvaluationResult:
             tensor = getattr(self, name)
             if tensor.ndim != 3 or tuple(tensor.shape[:2]) != (rows, 3):
                 raise ValueError(f"{name}: expected ({rows}, 3, bins), got {tuple(tensor.shape)}")
-        for name, rows in self.sums.items():
-            if len(rows) != images:
-                raise ValueError(f"sums: expected a row for each of {images} images, got {len(rows)} of {name}")
+        for name, tensor in self.sums.items():
+            if len(tensor) != images:
+                raise ValueError(f"sums: expected a row for each of {images} images, got {len(tensor)} of {name}")
         if len(self.colours) != classes:
             raise ValueError(f"colours: expected one for each of {classes} classes, got {len(self.colours)}")
         if not set(self.worst) <= set(IMAGE_SCORES):

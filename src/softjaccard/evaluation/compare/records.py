@@ -1,7 +1,8 @@
 """What is kept of runs: a small result of each, from which tables are made, and a journal of its processes.
 
 `results/ROW/SEED.json` says what was run, where, and what came out; `results/ROW/SEED.npz` holds the image x class
-counts and what else is summed over images. The network, checkpoints and log are in `runs/ROW/SEED`, with `journal.json`.
+counts and what else is summed over images. The network, checkpoints and log are in `runs/ROW/SEED`, with
+`journal.json`.
 """
 
 from __future__ import annotations
@@ -138,12 +139,13 @@ def load_tables(output: Path, record: Record) -> ImageTables:
     try:
         with np.load(path, allow_pickle=False) as tables:
             counts = torch.from_numpy(tables["counts"].astype(np.int64))
-            sums = {name: torch.from_numpy(tables[name]).double() for name in tables.files if name != "counts"}
-            rows = {len(counts), len(sums["calibration"]), *map(len, sums.values())}
+            names = {"calibration", *tables.files} - {"counts"}
+            sums = {name: torch.from_numpy(tables[name]).double() for name in names}
+            fits = all(len(rows) == len(counts) for rows in sums.values())
     except Exception as error:  # a damaged file can make numpy stumble over anything
         raise InputError(f"{path} is missing or damaged: {first_line(error)}. Remove {record.row}'s "
                          f"{record.seed}.json, and both are made again.") from error  # fmt: skip
-    if counts.shape != (len(record.images), len(record.classes), 3) or len(rows) > 1:
+    if counts.shape != (len(record.images), len(record.classes), 3) or not fits:
         raise InputError(f"{path} does not fit {record.seed}.json beside it. Remove both, and they are made again.")
     return ImageTables(counts, sums)
 

@@ -73,13 +73,14 @@ def sum_scores(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         sums: `image_sums` of an `EvaluationResult`.
 
     Returns:
-        Float64 scalars by the names of the result's scores: ECE and MCE, and where there are sums for them SCE, Brier,
-        NLL, and those of `soft_scores` and all of these against the votes.
+        Float64 scalars by the names of the result's scores: ECE and MCE, where there are sums for them SCE, Brier and
+        NLL, and against the votes all of these and those of `soft_scores`.
     """
     scores = _calibration_scores(sums)
     of_votes = {name.removesuffix("_votes"): rows for name, rows in sums.items() if name.endswith("_votes")}
     if of_votes:
-        statistics = RegionStatistics(**{name: of_votes[name] for name in FIELDS if name in of_votes})
+        fields = {name: of_votes[name] for name in FIELDS if name in of_votes}
+        statistics = RegionStatistics(**fields, soft=True, activation="softmax")
         against_votes = _calibration_scores(of_votes) | soft_scores(statistics)
         scores |= {f"{name}_votes": score for name, score in against_votes.items() if score.ndim == 0}
     return scores
