@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from chromium import run_chromium
-from made_up_results import CLASSES, COLOURS, made_up
+from made_up_results import CLASSES, COLOURS, made_up, rated
 from softjaccard.cli import main
 from softjaccard.errors import InputError
 from softjaccard.evaluation.report import parts, write_report
@@ -82,12 +82,13 @@ def test_the_scores_are_the_stored_ones(runs: list[Path]) -> None:
         ["0.1235", "0.1235"],
         [f"{100 * result.scores['mDice_I']:.1f}" for result in results],
     ]
-    assert rows.pop("NLL") == [f"{result.scores['NLL']:.4f}" for result in results]
-    names = ("mIoU_D", "mIoU_I", "mIoU_C", "mIoU_C_worst5", "Acc", "ECE")
+    names = ("mIoU_D", "mIoU_I", "mIoU_C", "mIoU_C_worst5", "Acc", "ECE", "NLL")
     for name, row in zip(names, rows.values(), strict=True):
+        digits, factor = (4, 1) if name == "NLL" else (1, 100)
+        number = rf"(\d+\.\d{{{digits}}})"
         for cell, result in zip(row, results, strict=True):
-            value, low, high = map(float, re.fullmatch(r"(\d+\.\d)(\d+\.\d) to (\d+\.\d)", cell).groups())
-            assert value == float(f"{100 * result.scores[name]:.1f}")
+            value, low, high = map(float, re.fullmatch(rf"{number}{number} to {number}", cell).groups())
+            assert value == float(f"{factor * result.scores[name]:.{digits}f}")
             assert low <= value <= high
             assert low < high
 
@@ -127,6 +128,23 @@ def test_the_differences_are_those_of_the_stored_scores(runs: list[Path]) -> Non
         assert ("higher" in verdict, "lower" in verdict) == (low > 0, high < 0)
     assert rows["mIoUD"][1] == "higher, better"
     assert "better & <i>bold less plain" in text(differences)
+
+
+def test_scores_against_votes_are_compared(tmp_path: Path) -> None:
+    results = [rated(skill=0.5), rated(seed=1, skill=3.0)]
+    runs = [make_run(tmp_path / str(number), result) for number, result in enumerate(results)]
+    rows = rows_of(section(page_of(*runs), "differences"))
+    assert [name for name in rows if "votes" in name] == [
+        "mSoftIoUD, votes", "mSoftDiceD, votes", "mSoftDiceI, votes", "TV, votes", "ECE, votes", "Brier, votes",
+    ]  # fmt: skip
+    for name in ("mSoftDice_D", "TV", "Brier"):
+        first, second = (result.scores[f"{name}_votes"] for result in results)
+        cell, verdict, _ = rows[f"{name.replace('_', '')}, votes"]
+        assert cell.startswith(f"{100 * (second - first):+.2f}")
+        assert verdict == ("higher, better" if name == "mSoftDice_D" else "lower, better")
+    scores = rows_of(section(page_of(*runs), "scores"))
+    assert " to " in scores["KL, votes"][0]
+    assert " to " in scores["mSoftDiceD, votes"][1]
 
 
 def test_a_run_against_itself_is_not_separable_from_zero(runs: list[Path]) -> None:

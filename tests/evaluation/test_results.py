@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from made_up_results import CLASSES, made_up, random_images
+from made_up_results import CLASSES, made_up, random_images, rated
 from softjaccard.errors import InputError
 from softjaccard.evaluation import results
 from softjaccard.evaluation.results import PICTURE_SIZE, EvaluationResult, Picture
@@ -27,12 +27,21 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("result", [rated(), made_up(sums={})], ids=["votes", "no sums"])
+def test_sums_may_be_more_or_none(result: EvaluationResult, tmp_path: Path) -> None:
+    result.save(tmp_path / "test")
+    assert_same(EvaluationResult.load(tmp_path / "test"), result)
+
+
 def assert_same(first: EvaluationResult, second: EvaluationResult) -> None:
     for field in fields(first):
         a, b = getattr(first, field.name), getattr(second, field.name)
         if isinstance(a, torch.Tensor):
             assert a.dtype == b.dtype
             assert torch.equal(a, b)
+        elif field.name == "sums":
+            assert a.keys() == b.keys()
+            assert all(torch.equal(a[name], b[name]) for name in a)
         else:
             assert a == b
             assert type(a) is type(b)
@@ -115,6 +124,7 @@ def test_a_missing_or_damaged_file_is_named(folder: Path, spoil: Callable[[Path]
         ({"confusion": torch.zeros(3, 4, dtype=torch.int64)}, "confusion: expected int64"),
         ({"calibration": torch.zeros(3, 10)}, "calibration: expected"),
         ({"class_calibration": torch.zeros(3, 3, 10)}, "class_calibration: expected"),
+        ({"sums": {"losses": torch.zeros(5, 2)}}, "sums: expected a row for each of 6 images, got 5 of losses"),
         ({"colours": ()}, "colours: expected"),
         ({"worst": {"beauty": (0, 1)}}, "worst: expected scores out of IoU, Acc, got beauty"),
         ({"worst": {"IoU": (5,)}}, "worst: expected"),

@@ -20,6 +20,7 @@ from softjaccard.errors import InputError
 from softjaccard.evaluation import scoring
 from softjaccard.evaluation.decoding import decode
 from softjaccard.evaluation.inference import InferenceSettings, predict_logits
+from softjaccard.evaluation.report.intervals import sum_scores
 from softjaccard.evaluation.scoring import Scorer, TemperatureFit
 from softjaccard.evaluation.temperature import fit_temperature
 from softjaccard.metrics import (
@@ -181,6 +182,27 @@ def test_votes_are_scored_beside_the_majority(batch_size: int, temperature: floa
     assert found["ECE_votes"] != pytest.approx(result["scores"]["ECE"], abs=1e-3)
     plain = score(batch_size, temperature=temperature)["argmax"]["scores"]
     assert {name for name in result["scores"] if "_votes" not in name} == plain.keys()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_the_sums_kept_of_images_give_the_scores(temperature: float) -> None:
+    result = score(3, kind=RatedBlocksData, temperature=temperature)["argmax"]
+    sums = {"calibration": result["calibration"], **result["sums"]}
+    found = {name: value.item() for name, value in sum_scores(sums).items()}
+    assert found == pytest.approx({name: result["scores"][name] for name in found}, rel=1e-12)
+    assert {"SCE", "Brier", "NLL", "TV_votes", "NLL_votes", "mSoftDice_C_votes"} <= found.keys()
+    # Rows are in the order of the images.
+    metric = SoftScores(CLASSES, ignore_index=255, from_logits=True)
+    sample = RatedBlocks(SIZES, 100)[3]
+    logits = Pointwise().predict(sample["image"][None]) / temperature
+    metric.update(logits, RaterLabel(sample["votes"][None].long()))
+    options: dict[str, Any] = {"from_logits": True, "ignore_index": 255}
+    one = calibration_scores(calibration_sums(logits, sample["label"][None], **options).at(0, 0))
+    of_image = {name: value.item() for name, value in sum_scores({name: sums[name][3:4] for name in sums}).items()}
+    expected = {f"{name}_votes": value.item() for name, value in metric.compute().items() if value.ndim == 0}
+    expected |= {name: one[name].item() for name in ("ECE", "MCE", "SCE", "Brier", "NLL")}
+    assert {name: of_image[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+    assert score(3)["argmax"]["sums"].keys() == {"losses", "class_gaps"}
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

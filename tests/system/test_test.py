@@ -214,6 +214,10 @@ def test_two_devices_find_what_one_finds(run: Path, tmp_path: Path) -> None:
         assert torch.equal(both.counts, one.counts)
         assert torch.equal(both.confusion, one.confusion)
         torch.testing.assert_close(both.calibration, one.calibration, rtol=0, atol=1e-4)
+        assert both.sums.keys() == one.sums.keys()
+        for kept, rows in one.sums.items():
+            torch.testing.assert_close(both.sums[kept], rows, rtol=1e-4, atol=1e-3, msg=kept)
+        assert "overlap_votes" in one.sums
         assert both.settings["temperature"] == pytest.approx(one.settings["temperature"], rel=1e-5)
         for score, value in one.scores.items():
             # The loss is a mean over batches, which are others here.

@@ -102,6 +102,11 @@ class EvaluationResult:
         calibration: float64 (N, 3, bins): pixels, confidence and hits of each image's most probable classes, in bins of
             the confidence.
         class_calibration: float64 (C, 3, bins): the same of each class at all pixels of all images.
+        sums: Float64, N rows each: what further scores are made of by summing over images, see `sum_scores`; a result
+            of an earlier version has none. `losses` (N, 2) are those of `CalibrationSums`, and `class_gaps`
+            (N, C, bins) the confidence less the hits of each class at all pixels. Where images have votes, the same and
+            `calibration` against their distribution, with the ending `_votes`, and likewise the region statistics that
+            `soft_scores` takes.
         worst: Rows of the images with the lowest score of their own, lowest first, by its name in `IMAGE_SCORES`.
         pictures: Of the images in `worst`, by their row.
     """
@@ -121,6 +126,7 @@ class EvaluationResult:
     confusion: Tensor
     calibration: Tensor
     class_calibration: Tensor
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
     worst: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     pictures: Mapping[int, Picture] = field(default_factory=dict)
 
@@ -140,6 +146,9 @@ class EvaluationResult:
             tensor = getattr(self, name)
             if tensor.ndim != 3 or tuple(tensor.shape[:2]) != (rows, 3):
                 raise ValueError(f"{name}: expected ({rows}, 3, bins), got {tuple(tensor.shape)}")
+        for name, tensor in self.sums.items():
+            if len(tensor) != images:
+                raise ValueError(f"sums: expected a row for each of {images} images, got {len(tensor)} of {name}")
         if len(self.colours) != classes:
             raise ValueError(f"colours: expected one for each of {classes} classes, got {len(self.colours)}")
         if not set(self.worst) <= set(IMAGE_SCORES):
@@ -147,6 +156,11 @@ class EvaluationResult:
         shown = {row for rows in self.worst.values() for row in rows}
         if shown != set(self.pictures) or not shown <= set(range(images)):
             raise ValueError(f"worst: expected rows of the {images} images, with a picture each, got {sorted(shown)}")
+
+    @property
+    def image_sums(self) -> dict[str, Tensor]:
+        """All that is summed over images."""
+        return {"calibration": self.calibration, **self.sums}
 
     def save(self, folder: Path) -> None:
         """Write the folder whole or not at all; what was there before is replaced."""
@@ -156,8 +170,9 @@ class EvaluationResult:
         (unfinished / "pictures").mkdir(parents=True)
         plain = {"format": FORMAT, **{name: getattr(self, name) for name in _PLAIN}}
         (unfinished / "result.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
-        tensors = {name: getattr(self, name).cpu().contiguous() for name in _TENSORS}
-        (unfinished / "tensors.safetensors").write_bytes(save(tensors))
+        tensors = {**{name: getattr(self, name) for name in _TENSORS}, **self.sums}
+        contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        (unfinished / "tensors.safetensors").write_bytes(save(contiguous))
         for row, picture in self.pictures.items():
             for part, path in _picture_paths(unfinished, row).items():
                 path.write_bytes(getattr(picture, part))
@@ -181,8 +196,9 @@ class EvaluationResult:
             plain["scores"] = {name: float(value) for name, value in plain["scores"].items()}
             plain["worst"] = {name: tuple(map(int, rows)) for name, rows in plain["worst"].items()}
             rows = {row for rows in plain["worst"].values() for row in rows}
-            plain |= _read_tensors(folder / "tensors.safetensors")
-            return cls(**plain, pictures={row: _read_picture(folder, row) for row in sorted(rows)})
+            sums = _read_tensors(folder / "tensors.safetensors")
+            plain |= {name: sums.pop(name) for name in _TENSORS}
+            return cls(**plain, sums=sums, pictures={row: _read_picture(folder, row) for row in sorted(rows)})
         except (TypeError, ValueError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
@@ -278,7 +294,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} is damaged: {first_line(error)}. {_AGAIN}") from error
     if missing := [name for name in _TENSORS if name not in tensors]:
         raise InputError(f"{path} is damaged: it lacks {', '.join(missing)}. {_AGAIN}")
-    return {name: tensors[name] for name in _TENSORS}
+    return tensors
 
 
 def _picture_paths(folder: Path, row: int) -> dict[str, Path]:

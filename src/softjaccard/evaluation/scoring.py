@@ -32,6 +32,7 @@ _WORST = 8
 """Images with pictures, for each score."""
 _KEPT_LOGITS = 2**27
 """A temperature is fitted to so many logits at most: with a copy, 1 GiB."""
+_OF_IMAGES = ("ids", "calibration", "losses", "class_gaps")
 
 
 class _Inference(LightningModule):
@@ -140,7 +141,7 @@ class Scorer(_Inference):
         super().__init__(network, data, split, settings)
         self.temperature, self.loss = temperature, loss
         self.mean_loss = MeanMetric()
-        self.calibration = _Calibration(self.num_classes)
+        self.calibration = _Calibration(self.num_classes, per_image=True, boundary_kernel_size=3)
         self.unscaled = CalibrationError(self.num_classes, _BINS, from_logits=True)
         self.has_votes = False
         self.votes, self.unscaled_votes = _VoteScores(self.num_classes), _VoteScores(self.num_classes)
@@ -177,6 +178,9 @@ class Scorer(_Inference):
             scores["loss"] = self.mean_loss.compute()
         shared = self.calibration.tables()
         ids = shared.pop("ids").tolist()
+        sums = {name: shared.pop(name) for name in ("losses", "class_gaps")}
+        if self.has_votes:
+            sums |= {f"{name}_votes": rows for name, rows in self.votes.sums().items()}
         names = getattr(self.dataset, "ids", [str(index) for index in range(len(self.dataset))])
         for decoding, own in self.decoded.items():
             tables = own.tables()
@@ -189,6 +193,7 @@ class Scorer(_Inference):
                 "scores": {name: score.item() for name, score in found.items() if score.ndim == 0},
                 "worst": {name: _lowest(values) for name, values in image_scores(tables["counts"]).items()},
                 "pictures": {},
+                "sums": sums,
                 **tables,
                 **shared,
             }
@@ -271,13 +276,13 @@ class _VoteScores(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.soft = SoftScores(num_classes, from_logits=True)
-        self.calibration = CalibrationError(num_classes, _BINS, from_logits=True)
+        self.calibration = _Calibration(num_classes)
 
     def update(self, logits: Tensor, votes: Tensor, ids: Tensor) -> None:
         """Add a batch."""
         label = RaterLabel(votes)
         self.soft.update(logits, label, image_ids=ids)
-        self.calibration.update(logits, label)
+        self.calibration.update(logits, label, ids=ids)
 
     def scores(self, names: Sequence[str]) -> dict[str, Tensor]:
         """Return the scores of all devices' images, with those of each class that is voted for or predicted."""
@@ -288,37 +293,52 @@ class _VoteScores(nn.Module):
             scores |= {f"{score}_votes/{name}": value for name, value, active in by_class if active}
         return scores
 
+    def sums(self) -> dict[str, Tensor]:
+        """Return the `sums` of an `EvaluationResult`, of all devices' images by their id."""
+        tables = self.calibration.tables()
+        with self.soft.sync_context():
+            statistics, _ = self.soft.statistics()
+        return {
+            **{name: tables[name] for name in ("calibration", "losses", "class_gaps")},
+            **{name: rows.cpu() for name, rows in statistics.fields().items()},
+        }
+
 
 class _Calibration(CalibrationError):  # noqa: N818 (no exception)
-    """Keeps, besides all scores, each image's reliability and id, gathered over devices."""
+    """Keeps, besides all scores, each image's id and sums, gathered over devices; images are added one at a time."""
 
-    ids: list[Tensor]
-    image_bins: list[Tensor]
+    image_ids: list[Tensor]
+    image_calibration: list[Tensor]
+    image_losses: list[Tensor]
+    image_class_gaps: list[Tensor]
 
-    def __init__(self, num_classes: int) -> None:
-        super().__init__(num_classes, _BINS, from_logits=True, per_image=True, boundary_kernel_size=3)
-        for name in ("ids", "image_bins"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
+    def __init__(self, num_classes: int, **options: Any) -> None:
+        super().__init__(num_classes, _BINS, from_logits=True, **options)
+        for name in _OF_IMAGES:
+            self.add_state(f"image_{name}", default=[], dist_reduce_fx="cat")
 
     def update(
         self, probabilities: Tensor, label: LabelLike, mask: Tensor | None = None, *, ids: Tensor | None = None
     ) -> None:
-        """Add a batch of images with these ids."""
+        """Add an image with this id."""
         super().update(probabilities, label, mask)
         if ids is not None:
-            self.ids.append(ids)
+            self.image_ids.append(ids)
 
     def tables(self) -> dict[str, Tensor]:
-        """Return `calibration` and `class_calibration` of an `EvaluationResult`, and the images' ids, which rise."""
+        """Return the images' ids, which rise, and what an `EvaluationResult` keeps of them by these names."""
         with self.sync_context():
-            ids, bins = dim_zero_cat(self.ids).cpu(), dim_zero_cat(self.image_bins).cpu()
+            rows = {name: dim_zero_cat(getattr(self, f"image_{name}")).cpu() for name in _OF_IMAGES}
             by_class = self.reliability()[:, 1:].movedim(0, 1).cpu()
-        order = ids.argsort()
-        return {"ids": ids[order], "calibration": bins[order], "class_calibration": by_class}
+        order = rows["ids"].argsort()
+        return {"class_calibration": by_class, **{name: each[order] for name, each in rows.items()}}
 
     def _add(self, sums: CalibrationSums) -> None:
         super()._add(sums)
-        self.image_bins.append(in_bins(sums.over(1).cells[:, :3, 0]))
+        image = sums.over(1)
+        self.image_calibration.append(in_bins(image.cells[:, :3, 0]))
+        self.image_losses.append(image.losses)
+        self.image_class_gaps.append(in_bins(image.cells[:, 1, 1:] - image.cells[:, 2, 1:]))
 
 
 def _cut(size: Sequence[int], *padded: Tensor) -> list[Tensor]:

@@ -68,9 +68,9 @@ def bootstrap_interval(
     """
     runs = _runs("counts", counts)
     chosen = Score.parse(score, runs.shape[2], classes, binary)
-    draws = _draws(runs.shape[1], resamples, seed)
+    draws = draw_images(runs.shape[1], resamples, seed)
     scores = torch.cat([_of_runs(chosen, runs, drawn) for drawn in torch.split(draws, _draws_at_once(runs))])
-    return Interval(float(_plain(chosen, runs)), *_percentiles(scores))
+    return Interval(float(_plain(chosen, runs)), *percentiles(scores))
 
 
 def paired_bootstrap(
@@ -115,7 +115,7 @@ def paired_bootstrap(
     order_a, order_b = _matched(runs_a, runs_b, ids_a, ids_b)
     runs_a, runs_b = runs_a[:, order_a], runs_b[:, order_b]
     chosen = Score.parse(score, runs_a.shape[2], classes, binary)
-    draws = _draws(runs_a.shape[1], resamples, seed)
+    draws = draw_images(runs_a.shape[1], resamples, seed)
     differences = torch.cat(
         [
             _of_runs(chosen, runs_a, drawn) - _of_runs(chosen, runs_b, drawn)
@@ -125,7 +125,7 @@ def paired_bootstrap(
     tail = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
     return PairedDifference(
         float(_plain(chosen, runs_a) - _plain(chosen, runs_b)),
-        *_percentiles(differences),
+        *percentiles(differences),
         min(1.0, 2 * (tail + 1) / (resamples + 1)),
     )
 
@@ -167,7 +167,7 @@ def _matched(runs_a: Tensor, runs_b: Tensor, ids_a: Tensor | None, ids_b: Tensor
     return orders[0], orders[1]
 
 
-def _draws(images: int, resamples: int, seed: int) -> Tensor:
+def draw_images(images: int, resamples: int, seed: int) -> Tensor:
     """The images of each draw, (resamples, images)."""
     if resamples < 1:
         raise ValueError(f"resamples: expected at least 1, got {resamples}")
@@ -199,6 +199,7 @@ def _of_draws(score: Score, counts: Tensor, drawn: Tensor) -> Tensor:
     return torch.vmap(score.reduce)(values, active)
 
 
-def _percentiles(scores: Tensor) -> tuple[float, float]:
+def percentiles(scores: Tensor) -> tuple[float, float]:
+    """The ends of the 95 % interval of the scores of draws, float64 (draws,)."""
     low, high = scores.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high

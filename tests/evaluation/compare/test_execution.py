@@ -8,7 +8,7 @@ import json
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,16 @@ import pytest
 import torch
 import yaml
 
-from made_up_results import made_up
+from made_up_results import made_up, rated
 from softjaccard.errors import InputError
 from softjaccard.evaluation.compare import Resources, compare, read_grid, remake_tables, show_plan
 from softjaccard.evaluation.compare import processes as module
 from softjaccard.evaluation.compare import tables as table_module
 from softjaccard.evaluation.compare.grid import RunName
 from softjaccard.evaluation.compare.records import load_record, load_tables
-from softjaccard.evaluation.compare.tables import summarise
+from softjaccard.evaluation.compare.tables import markdown, summarise
 from softjaccard.evaluation.report import intervals as interval_module
-from softjaccard.evaluation.report.intervals import ece_difference
+from softjaccard.evaluation.report.intervals import drawn_scores
 from softjaccard.evaluation.results import save_results
 from softjaccard.metrics import paired_bootstrap
 
@@ -37,7 +37,7 @@ recipe: scenes
 baseline: b
 seeds: [0, 1]
 settings: {model.skill: 2.0, data.root: here}
-scores: [mIoU_D, mIoU_I, ECE, NLL]
+scores: [mIoU_D, mIoU_I, ECE, KL_votes, mSoftDice_D_votes, loss, NLL]
 rows:
   student: {settings: {model.teacher: {row: teacher, seed: 0}, model.skill: 2.5}}
   b:
@@ -96,7 +96,7 @@ class Pretended:
         else:
             folder = Path(arguments[1])
             config = yaml.safe_load((folder / "config.yaml").read_text())
-            result = made_up(seed=config["seed"], skill=config["model"]["skill"], split=arguments[-1])
+            result = rated(seed=config["seed"], skill=config["model"]["skill"], split=arguments[-1])
             save_results(folder, {"argmax": result})
 
     def fit(self, arguments: list[str], log: Path) -> None:
@@ -397,11 +397,11 @@ def test_the_numbers(world: World, tmp_path: Path) -> None:
     output = run(tmp_path, GRID + "  late: {seeds: [0, 5], settings: {model.skill: 1.0}}\n")
     grid = read_grid(tmp_path / "grid.yaml")
     cells = summarise(grid, output, {}).cells
-    counts, calibration, scores = {}, {}, {}
+    counts, drawn, scores = {}, {}, {}
     for name in grid.runs():
         record: Any = load_record(output, name)
         tables_of = load_tables(output, record)
-        counts[name], calibration[name] = tables_of.counts, tables_of.calibration
+        counts[name], drawn[name] = tables_of.counts, drawn_scores(tables_of.sums)
         assert torch.equal(counts[name], made_up(seed=name.seed, skill=record.config["model"]["skill"]).counts)
         scores[name] = record.scores
     for score in grid.scores:
@@ -418,19 +418,19 @@ def test_the_numbers(world: World, tmp_path: Path) -> None:
             pairs = [(RunName(row, seed), RunName("b", seed)) for seed in seeds]
             assert found.pairs == len(seeds)
             assert found.value == pytest.approx(np.mean([scores[own][score] - scores[b][score] for own, b in pairs]))
-            if score == "NLL":
+            if score == "loss":
                 assert (found.low, found.separable) == (None, None)
                 continue
-            of_images = calibration if score == "ECE" else counts
-            own, b = (torch.stack([of_images[each] for each in names]) for names in zip(*pairs, strict=True))
-            if score == "ECE":
-                direct: Any = ece_difference(b, own)
-                assert direct.value == pytest.approx(found.value)
-            else:
+            if score.startswith("mIoU"):
+                own, b = (torch.stack([counts[each] for each in names]) for names in zip(*pairs, strict=True))
                 direct = paired_bootstrap(own, b, score, resamples=RESAMPLES)
                 assert direct.difference == pytest.approx(found.value)
-            assert (found.low, found.high) == (direct.low, direct.high)
-            assert found.separable == (direct.low > 0 or direct.high < 0)
+                low, high = direct.low, direct.high
+            else:
+                differences = np.mean([drawn[own][score].numpy() - drawn[b][score].numpy() for own, b in pairs], 0)
+                low, high = np.percentile(differences, (2.5, 97.5))
+            assert (found.low, found.high) == pytest.approx((low, high), rel=1e-9)
+            assert found.separable == (low > 0 or high < 0)
         assert cells["b", score].difference is None
     cell = cells["late", "mIoU_I"]
     assert cell.difference is not None
@@ -438,6 +438,33 @@ def test_the_numbers(world: World, tmp_path: Path) -> None:
     assert f"{100 * cell.difference.value:+.1f} [{100 * cell.difference.low:+.1f}, " in line  # type: ignore[operator]
     row = next(line for line in (output / "table.csv").read_text().splitlines() if line.startswith("late,mIoU_I,"))
     assert row.split(",")[2:6] == ["2", f"{cell.mean:.6f}", f"{cell.deviation:.6f}", "1"]
+
+
+def test_results_of_a_version_that_kept_fewer_sums(world: World, tmp_path: Path) -> None:
+    output = run(tmp_path)
+    grid = read_grid(tmp_path / "grid.yaml")
+    before = summarise(grid, output, {}).cells
+    path = output / "results" / "student" / "1.npz"
+    with np.load(path) as new:
+        old = {"counts": new["counts"], "calibration": new["calibration"].astype(np.float64)}
+    np.savez_compressed(path, **old)
+    cells = summarise(grid, output, {}).cells
+    for score in grid.scores:
+        found, was = cells["student", score].difference, before["student", score].difference
+        lost = score in ("KL_votes", "mSoftDice_D_votes", "NLL")
+        assert found == (replace(was, low=None, high=None) if lost else was)  # type: ignore[type-var]
+        assert cells["teacher", score] == before["teacher", score]
+    student = next(line for line in markdown(summarise(grid, output, {})).splitlines() if line.count("[") == 3)
+    assert student.startswith("| student | 2 |")
+
+
+def test_sums_of_other_images_are_refused(world: World, tmp_path: Path) -> None:
+    path = run(tmp_path) / "results" / "b" / "0.npz"
+    with np.load(path) as tables:
+        fewer = {**tables, "losses": tables["losses"][1:]}
+    np.savez_compressed(path, **fewer)
+    with pytest.raises(InputError, match=r"0\.npz does not fit 0\.json"):
+        run(tmp_path)
 
 
 def test_tables_of_what_is_there(world: World, tmp_path: Path) -> None:
@@ -499,7 +526,7 @@ def test_tables_alone_need_no_data(world: World, tmp_path: Path) -> None:
 
 
 def test_a_misspelt_score_is_told_after_the_first_result(world: World, tmp_path: Path) -> None:
-    wrong = GRID.replace("NLL]", "NLL, mIoUD, loss, NLL_votes, IoU_D/never seen]")
+    wrong = GRID.replace("NLL]", "NLL, mIoUD, NLL_votes_unscaled, IoU_D/never seen]")
     with pytest.raises(InputError) as error:
         run(tmp_path, wrong, jobs=2)
     assert str(error.value) == "scores: no run has mIoUD. Did you mean mIoU_D or mIoU_I or mIoU_C?"

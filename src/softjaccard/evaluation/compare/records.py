@@ -1,7 +1,8 @@
 """What is kept of runs: a small result of each, from which tables are made, and a journal of its processes.
 
 `results/ROW/SEED.json` says what was run, where, and what came out; `results/ROW/SEED.npz` holds the image x class
-counts and the images' calibration. The network, checkpoints and log are in `runs/ROW/SEED`, with `journal.json`.
+counts and what else is summed over images. The network, checkpoints and log are in `runs/ROW/SEED`, with
+`journal.json`.
 """
 
 from __future__ import annotations
@@ -66,10 +67,10 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class ImageTables:
-    """What is known of each image: counts int64 (N, C, 3) and calibration float64 (N, 3, bins)."""
+    """What is known of each image: counts int64 (N, C, 3), and the `image_sums` of an `EvaluationResult`."""
 
     counts: Tensor
-    calibration: Tensor
+    sums: Mapping[str, Tensor]
 
 
 @dataclass
@@ -100,7 +101,9 @@ def save_record(output: Path, record: Record, result: EvaluationResult | None = 
     path = _path(output, record.run)
     path.unlink(missing_ok=True)  # the tables below do not belong to it
     if result is not None:
-        tables = {"counts": _narrow(result.counts.numpy()), "calibration": result.calibration.numpy()}
+        # Rounded, as the scores are kept themselves and the sums only say how far they could be off.
+        sums = {name: rows.numpy().astype(np.float32) for name, rows in result.image_sums.items()}
+        tables = {"counts": _narrow(result.counts.numpy()), **sums}
         # Not to a path, whose ending numpy would change.
         write_whole(path.with_suffix(".npz"), lambda unfinished: _save_tables(unfinished, tables))
     write_text(path, json.dumps({"format": FORMAT, **asdict(record)}, indent=1) + "\n")
@@ -136,13 +139,15 @@ def load_tables(output: Path, record: Record) -> ImageTables:
     try:
         with np.load(path, allow_pickle=False) as tables:
             counts = torch.from_numpy(tables["counts"].astype(np.int64))
-            calibration = torch.from_numpy(tables["calibration"])
+            names = {"calibration", *tables.files} - {"counts"}
+            sums = {name: torch.from_numpy(tables[name]).double() for name in names}
+            fits = all(len(rows) == len(counts) for rows in sums.values())
     except Exception as error:  # a damaged file can make numpy stumble over anything
         raise InputError(f"{path} is missing or damaged: {first_line(error)}. Remove {record.row}'s "
                          f"{record.seed}.json, and both are made again.") from error  # fmt: skip
-    if counts.shape != (len(record.images), len(record.classes), 3) or len(calibration) != len(counts):
+    if counts.shape != (len(record.images), len(record.classes), 3) or not fits:
         raise InputError(f"{path} does not fit {record.seed}.json beside it. Remove both, and they are made again.")
-    return ImageTables(counts, calibration)
+    return ImageTables(counts, sums)
 
 
 def _path(output: Path, run: RunName) -> Path:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from softjaccard.errors import InputError, InputErrors
 from softjaccard.evaluation.compare.grid import Grid, RunName, unknown_scores
 from softjaccard.evaluation.compare.records import ImageTables, Record, load_record, load_tables
-from softjaccard.evaluation.report.intervals import RESAMPLES, ece_difference
+from softjaccard.evaluation.report.intervals import RESAMPLES, drawn_scores
 from softjaccard.evaluation.report.parts import is_fraction, score_text
 from softjaccard.files import write_text, write_whole
 from softjaccard.metrics import paired_bootstrap
+from softjaccard.metrics.bootstrap import percentiles
 from softjaccard.metrics.iou import Score
 
 _COLUMNS = (
@@ -128,10 +131,11 @@ def summarise(grid: Grid, output: Path, changed: Mapping[RunName, str]) -> Summa
     pairs = {name: _pairs(each, baseline) for name, each in found.items() if name != grid.baseline}
     unlike = [name for name, each in pairs.items() if any(_unlike(own, other) for own, other in each)]
     tables = {record.run: load_tables(output, record) for record in tested.values()}
+    drawn = cache(lambda run: drawn_scores(tables[run].sums))
     cells = {
         (name, score): Cell(
             tuple(record.scores[score] for record in found[name] if score in record.scores),
-            _difference(score, pairs[name], tables) if name in pairs and name not in unlike else None,
+            _difference(score, pairs[name], tables, drawn) if name in pairs and name not in unlike else None,
         )
         for name in rows
         for score in grid.scores
@@ -153,21 +157,25 @@ def _unlike(first: Record, second: Record) -> bool:
 
 
 def _difference(
-    score: str, pairs: Sequence[tuple[Record, Record]], tables: Mapping[RunName, ImageTables]
+    score: str,
+    pairs: Sequence[tuple[Record, Record]],
+    tables: Mapping[RunName, ImageTables],
+    drawn: Callable[[RunName], Mapping[str, Tensor]],
 ) -> Difference | None:
     pairs = [pair for pair in pairs if all(score in record.scores for record in pair)]
     if not pairs:
         return None
     value = statistics.fmean(own.scores[score] - other.scores[score] for own, other in pairs)
-    own, other = ([tables[record.run] for record in records] for records in zip(*pairs, strict=True))
-    if score == "ECE":
-        found = ece_difference(*(torch.stack([each.calibration for each in runs]) for runs in (other, own)))
-        return Difference(len(pairs), value, found.low, found.high)
-    if not _is_counted(score, own[0].counts.shape[1]):
+    if _is_counted(score, len(pairs[0][0].classes)):
+        own, other = (
+            torch.stack([tables[record.run].counts for record in records]) for records in zip(*pairs, strict=True)
+        )
+        interval = paired_bootstrap(own, other, score, resamples=RESAMPLES)
+        return Difference(len(pairs), value, interval.low, interval.high)
+    if not all(score in drawn(record.run) for pair in pairs for record in pair):
         return Difference(len(pairs), value)
-    counts, others = (torch.stack([each.counts for each in runs]) for runs in (own, other))
-    interval = paired_bootstrap(counts, others, score, resamples=RESAMPLES)
-    return Difference(len(pairs), value, interval.low, interval.high)
+    draws = torch.stack([drawn(own.run)[score] - drawn(other.run)[score] for own, other in pairs])
+    return Difference(len(pairs), value, *percentiles(draws.mean(0)))
 
 
 def _is_counted(score: str, classes: int) -> bool:

@@ -10,7 +10,16 @@ from softjaccard.data.colours import hex_colour
 from softjaccard.evaluation.report.charts import interval_mark
 from softjaccard.evaluation.report.intervals import Range, score_differences, score_intervals
 from softjaccard.evaluation.report.markup import Markup, join, tag
-from softjaccard.evaluation.report.parts import Run, legend, score_label, score_text, small, swatch, table
+from softjaccard.evaluation.report.parts import (
+    Run,
+    is_fraction,
+    legend,
+    score_label,
+    score_text,
+    small,
+    swatch,
+    table,
+)
 from softjaccard.evaluation.results import EvaluationResult
 
 _MEANINGS = {
@@ -44,7 +53,7 @@ _ALL_MEANINGS = _MEANINGS | _MEANINGS_OF_VOTES
 """Scores against the distribution of several annotators' votes."""
 _COUNTED = ("mIoU_D", "mIoU_I", "mIoU_C", "mIoU_I_worst5", "mIoU_C_worst5", "mDice_D", "mAcc_D", "Acc")
 """Scores of a table of counts, of which the report gives intervals."""
-_LESS_IS_BETTER = {"ECE"}
+_LESS_IS_BETTER = ("ECE", "SCE", "Brier", "TV")
 
 
 def scores(runs: Sequence[Run]) -> Markup:
@@ -84,9 +93,7 @@ def differences(runs: Sequence[Run]) -> Markup:
     """Compare each run with the first one, where both were tested on the same images."""
     first, *others = runs
     reasons = {run: _unlike(first.result, run.result) for run in others}
-    found = {
-        run: score_differences(first.result, run.result, _COUNTED) for run, reason in reasons.items() if not reason
-    }
+    found = {run: _main_differences(first.result, run.result) for run, reason in reasons.items() if not reason}
     ends = [abs(end) for each in found.values() for _, *interval in each.values() for end in interval]
     reach = max(ends, default=0.0) or 1.0  # one scale for all pictures
     parts = []
@@ -102,6 +109,12 @@ def differences(runs: Sequence[Run]) -> Markup:
         "resampling the test images, the same ones for both runs; it says nothing about other seeds of the training."
     )
     return join(tag("p", note, class_="muted"), tag("div", *parts, class_="comparisons"))
+
+
+def _main_differences(first: EvaluationResult, second: EvaluationResult) -> dict[str, Range]:
+    """Return those of the main table's scores that are fractions, in its order."""
+    found = score_differences(first, second, _COUNTED)
+    return {name: found[name] for name in _ALL_MEANINGS if name in found and is_fraction(name)}
 
 
 def _unlike(first: EvaluationResult, second: EvaluationResult) -> str | None:
@@ -122,7 +135,7 @@ def _unlike(first: EvaluationResult, second: EvaluationResult) -> str | None:
 
 def _difference_row(name: str, interval: Range, reach: float, run: Run) -> Markup:
     value, low, high = interval
-    better = name not in _LESS_IS_BETTER
+    better = not name.startswith(_LESS_IS_BETTER)
     verdict = "not separable from zero"
     if low > 0 or high < 0:
         verdict = f"{'higher' if low > 0 else 'lower'}, {'better' if better == (low > 0) else 'worse'}"
