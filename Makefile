@@ -20,8 +20,8 @@ demo: $(INSTALLED)
 	$(BIN)/softjaccard demo
 
 lint: $(INSTALLED)
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks experiments
+	$(BIN)/ruff check src tests benchmarks experiments
 	$(BIN)/mypy
 
 test: lint

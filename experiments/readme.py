@@ -1,4 +1,4 @@
-"""Makes the tables of the experiments again from their stored results, and README.md of them: python experiments/readme.py."""
+"""Makes the tables again from the stored results, and README.md of them: python experiments/readme.py."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ class Experiment(NamedTuple):
 EXPERIMENTS = (
     Experiment("camvid_losses", "camvid_losses"),
     Experiment("camvid_losses_unet", "camvid_losses", ("--model.architecture=unet",)),
-    Experiment(
-        "camvid_losses_resnet18", "camvid_losses", ("--model.encoder=resnet18", "--model.encoder_weights=null")
-    ),
+    Experiment("camvid_losses_resnet18", "camvid_losses", ("--model.encoder=resnet18", "--model.encoder_weights=null")),
     Experiment(
         "camvid_losses_unet_resnet18",
         "camvid_losses",
@@ -65,7 +63,20 @@ def section(experiment: Experiment) -> str:
     settings = f" ({' '.join(experiment.further)})" if experiment.further else ""
     picture = f"![Differences]({experiment.folder}/differences.png)"
     return "\n".join(
-        [f"#{title}{settings}", "", *about, "", "```bash", shlex.join(command), "```", "", table.strip(), "", picture, ""]
+        [
+            f"#{title}{settings}",
+            "",
+            *about,
+            "",
+            "```bash",
+            shlex.join(command),
+            "```",
+            "",
+            table.strip(),
+            "",
+            picture,
+            "",
+        ]
     )
 
 
