@@ -158,10 +158,15 @@ def test_boxes_are_drawn_as_often_and_as_large_as_said() -> None:
     shares, aspects = areas / (height * width), rows / columns
     assert BOX_AREA[0] * 0.95 < shares.min() < 0.03
     assert 0.3 < shares.max() < BOX_AREA[1] * 1.05
+    assert abs(shares.mean() - np.mean(BOX_AREA)) < 0.012, "boxes that don't fit are not redrawn smaller"
     assert BOX_ASPECT[0] * 0.9 < aspects.min() < 0.5
     assert 2 < aspects.max() < BOX_ASPECT[1] * 1.1
     assert torch.stack(pasted).any(0)[2:-2, 2:-2].all()
     assert torch.equal(boxes[3], draw_box((height, width), np.random.default_rng(3)))
+
+
+def test_a_box_fits_a_long_thin_crop() -> None:
+    assert all(draw_box((8, 2048), np.random.default_rng(seed)).sum() < 8 * 2048 for seed in range(20))
 
 
 def views_of(images: list[torch.Tensor], **settings: Any) -> UnlabelledViews:

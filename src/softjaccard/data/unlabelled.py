@@ -52,7 +52,7 @@ BOX_ASPECT = (0.3, 1 / 0.3)
 
 
 class _Stream(IntEnum):
-    """What is drawn independently; none is 0, which as the last of several seed numbers would not count."""
+    """What is drawn independently, a seed number each before those of repetitions and views."""
 
     LABELLED = 1
     WEAK = 2
@@ -288,21 +288,24 @@ def _change(image: Tensor, valid: Tensor, random: np.random.Generator) -> Tensor
 def draw_box(size: Sequence[int], random: np.random.Generator) -> Tensor:
     """Return a boolean map (H, W) that is true in a box; nowhere with probability 1 - BOX_PROBABILITY.
 
-    Area and aspect are drawn from their ranges, and the upper left corner anywhere, until the box lies in the map.
+    As in UniMatch's code, an area is drawn from its range, and then an aspect and the upper left corner until the box
+    lies in the map.
 
     Example:
         >>> box = draw_box((40, 60), np.random.default_rng(2))
         >>> box.shape, int(box.any(1).sum()), int(box.any(0).sum())
-        (torch.Size([40, 60]), 11, 9)
+        (torch.Size([40, 60]), 19, 17)
     """
     height, width = size
     box = torch.zeros(height, width, dtype=torch.bool)
     if random.random() >= BOX_PROBABILITY:
         return box
+    area = random.uniform(*BOX_AREA) * height * width
     while True:
-        area = random.uniform(*BOX_AREA) * height * width
         aspect = random.uniform(*BOX_ASPECT)
-        rows, columns = max(1, round(math.sqrt(area * aspect))), max(1, round(math.sqrt(area / aspect)))
+        # Where the map is long and thin, a box of that area and aspect may not fit.
+        rows = min(max(1, round(math.sqrt(area * aspect))), height)
+        columns = min(max(1, round(math.sqrt(area / aspect))), width)
         top, left = int(random.integers(height)), int(random.integers(width))
         if top + rows <= height and left + columns <= width:
             box[top : top + rows, left : left + columns] = True
@@ -323,7 +326,7 @@ class PartlyLabelledImages(Dataset[tuple["Batch", "Batch"]]):
 
     def __getitem__(self, draw: Draw) -> tuple[Batch, Batch]:
         """Return both."""
-        labelled = self._labelled[draw.epoch, draw.labelled, draw.repetition, _Stream.LABELLED]
+        labelled = self._labelled[draw.epoch, draw.labelled, _Stream.LABELLED, draw.repetition]
         return labelled, {} if self._views is None else self._views(draw)
 
 
