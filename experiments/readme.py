@@ -48,8 +48,12 @@ EXPERIMENTS = (
 def make_tables(experiment: Experiment) -> None:
     """Write table.md, table.csv and differences.png in an experiment's folder."""
     grid = str(HERE / f"{experiment.grid}.yaml")
-    # Exit code 2 also tells of failed runs, which the table has.
-    main(["compare", grid, "--output", str(experiment.path), "--tables-only", *experiment.further])
+    table = experiment.path / "table.md"
+    table.unlink(missing_ok=True)
+    # Exit code 2 also tells of failed runs, which the table has; other errors leave none.
+    code = main(["compare", grid, "--output", str(experiment.path), "--tables-only", *experiment.further])
+    if not table.is_file():
+        raise SystemExit(code)
 
 
 def section(experiment: Experiment) -> str:

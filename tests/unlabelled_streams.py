@@ -60,7 +60,7 @@ def outputs(views: int, perturbed: bool, images: int = 3, dtype: torch.dtype = t
         leaf(logits(4, 5, scale=1.5).to(dtype)) if perturbed else None,
         logits(7, 6, scale=4.0).to(dtype),
         logits(7, 6, scale=4.0).to(dtype),
-        batch | {"box": boxes},
+        batch | {"box": boxes[:, :views]},
     )
 
 

@@ -15,6 +15,7 @@ from drawn_data import draw, save, write_list
 from drawn_raters import CLASSES, draw_raters
 from softjaccard.data import unlabelled
 from softjaccard.data.folder import ImageFolderData
+from softjaccard.data.images import pictures_in
 from softjaccard.data.pairs import PairedData, PairedImages
 from softjaccard.data.raters import RatersData
 from softjaccard.data.scenes import ScenesData
@@ -67,7 +68,7 @@ def test_lists_say_which_images(tmp_path: Path) -> None:
         ("image 7\nimage 8", "image 9\nimage 8", "data.unlabelled: 1 of the ids.*among the labelled ones.*image 8"),
         ("image 7\nimage 7", None, "image 7 more than once"),
         ("\n", None, "list of the labelled split is empty"),
-        (None, None, "missing.*labelled.txt"),
+        (None, None, "data.labelled is .*labelled.txt, but there is no such file.*or a share such as 0.125"),
         ("\n".join(IDS), None, "none is left without a label"),
     ],
 )
@@ -78,6 +79,24 @@ def test_lists_that_cannot_be_used(labelled: str | None, others: str | None, wor
             path.write_text(content)
     with pytest.raises(InputError, match=words):
         partition(IDS, str(paths[0]), None if others is None else str(paths[1]))
+
+
+def test_a_share_beside_a_list_is_drawn_from_the_other_images(tmp_path: Path) -> None:
+    others = tmp_path / "others.txt"
+    others.write_text("\n".join(IDS[:30]))
+    labelled, unlabelled = partition(IDS, 0.2, str(others), seed=5)
+    assert unlabelled == tuple(range(30))
+    assert len(labelled) == 8
+    assert min(labelled) >= 30
+    with pytest.raises(InputError, match=r"data.labelled is 0.5, but must be a share"):
+        partition(IDS, 0.5, str(others))
+
+
+def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
+    for name in ("a.png", ".b.png", ".thumbnails/c.png", "d/e.PNG", "d/f.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert pictures_in(tmp_path) == [tmp_path / "a.png", tmp_path / "d" / "e.PNG"]
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 0.01, 0.99, float("nan")])
@@ -251,6 +270,16 @@ def test_labels_of_unlabelled_images_are_not_looked_at() -> None:
     for first, second in zip(*batches, strict=True):
         assert all(torch.equal(first[name], second[name]) for name in first)
         assert second["label"].max() < 5
+
+
+def test_a_model_gets_as_many_strong_views_as_it_takes() -> None:
+    whole, part = scenes(), scenes()
+    model = SimpleNamespace(strong_views=1)
+    part.trainer = SimpleNamespace(global_rank=0, world_size=1, lightning_module=model)  # type: ignore[assignment]
+    for first, second in zip(whole.train_dataloader(), part.train_dataloader(), strict=True):
+        first |= {name: first[name][:, :1] for name in ("strong_image", "box")}
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_model_that_takes_none_gets_the_same_labelled_images() -> None:

@@ -152,6 +152,8 @@ def test_a_sum_of_losses_weighs_each_and_takes_those_of_other_libraries() -> Non
     gradients = [torch.autograd.grad(value, logits)[0] for value in (loss(logits, INPUT[1]), expected)]
     torch.testing.assert_close(*gradients)
     assert "0.75" in repr(loss)
+    with pytest.raises(ValueError, match=r"losses: expected scalars, got \(2, 4\) of CrossEntropyLoss"):
+        sj.SumLoss([sj.JaccardLoss(), torch.nn.CrossEntropyLoss(reduction="none")], [1, 1])(logits, INPUT[1])
 
 
 def test_mask_by_keyword_and_position() -> None:

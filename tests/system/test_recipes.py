@@ -69,6 +69,30 @@ def test_labelled_images_are_kept_in_a_list_that_can_be_given_back(tmp_path: Pat
     assert len(kept.read_text().splitlines()) == 5
 
 
+def test_a_run_goes_on_with_the_same_labelled_images_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names, output = Path("names.txt"), tmp_path / "run"
+    names.write_text("scene 1\nscene 2\nscene 3\nscene 4\n")
+    trained(output, "scenes+fixmatch", *TINY_SCENES, "--data.labelled=names.txt", "--checkpoint_every=1")
+    more = ["fit", "--recipe=scenes+fixmatch", f"--output={output}", *TWO_STEPS, *TINY_SCENES, "--resume"]
+    more += ["--trainer.max_steps=3"]
+    kept = (output / "labelled.txt").read_text()
+    names.write_text("scene 1\nscene 2\nscene 3\nscene 5\n")
+    assert main([*more, "--data.labelled=names.txt"]) == 2
+    assert "those of them that have labels, are not those that training began with" in capsys.readouterr().err
+    assert (output / "labelled.txt").read_text() == kept
+    assert main([*more, f"--data.labelled={output / 'labelled.txt'}"]) == 2  # another file
+    names.write_text(kept)
+    assert main([*more, f"--data.labelled={tmp_path / 'names.txt'}"]) == 0
+
+
+def test_a_loss_of_another_library_trains_in_mixed_precision(tmp_path: Path) -> None:
+    rows = trained(tmp_path / "run", "scenes+lovasz", *TINY_SCENES, "--trainer.precision=bf16-mixed")
+    assert [float(row["train/loss"]) > 0 for row in rows] == [True, True]
+
+
 def test_images_of_a_folder_need_no_masks_and_are_not_needed_later(tmp_path: Path) -> None:
     root = draw_camvid(tmp_path / "camvid")
     rng = np.random.default_rng(0)
@@ -112,7 +136,10 @@ def test_a_networks_average_is_used_where_that_is_asked_for(tmp_path: Path) -> N
         (["--data.labelled=2"], ["data.labelled is 2.0", "share"]),
         (["--data.labelled=0.25"], ["2 training images have labels", "fewer than the 4"]),
         (["--data.labelled=LIST"], ["1 of the 2 ids", "scene 99", "not in the training split"]),
+        (["--data.labelled=1/8"], ["data.labelled is 1/8", "share such as 0.125"]),
         (["--data.labelled=0.5", "--model.method.threshold=2"], ["threshold", "probability"]),
+        (["--data.labelled=0.5", "--model.method.temperature=2"], ["temperature", "at most 1"]),
+        (["--data.labelled=0.5", "--trainer.precision=bf16-true"], ["bf16-true", "average"]),
         (["--data.labelled=0.5", "--model.method.confidence=pixels"], ["model", "confidence"]),
     ],
 )

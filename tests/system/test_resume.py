@@ -101,7 +101,7 @@ def uninterrupted(softjaccard: Run, tmp_path_factory: pytest.TempPathFactory) ->
 def test_the_checkpoint_has_what_it_should(uninterrupted: Path) -> None:
     last = torch.load(uninterrupted / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 15
-    assert last["ScenesData"] == {"epoch": 3, "batches": 0}
+    assert {"epoch": 3, "batches": 0}.items() <= last["ScenesData"].items()
     assert {"python", "numpy", "torch"} <= last["generators"][0].keys()
     curves = shown(uninterrupted)
     assert [step for step, _ in curves["train/loss"]] == list(range(15))

@@ -115,7 +115,7 @@ def test_class_weights_go_to_both_heads_and_shares_need_not_be_halves() -> None:
 
 
 def test_an_auxiliary_head_needs_cross_entropy() -> None:
-    with pytest.raises(InputError, match=r"auxiliary.*DiceLoss has none.*CompoundLoss"):
+    with pytest.raises(InputError, match=r"auxiliary.*CompoundLoss.*but loss is DiceLoss"):
         supervised_objectives(DiceLoss(), HardLabel(), 0.5)
 
 
@@ -124,7 +124,7 @@ def test_losses_of_others_take_hard_labels_only() -> None:
     theirs = torch.nn.CrossEntropyLoss(ignore_index=-100)
     total = Objectives([Objective(theirs, HardLabel(), 2.0)])(made, batch())
     torch.testing.assert_close(total, 2 * theirs(full(made.logits), batch()["label"]))
-    with pytest.raises(InputError, match="CrossEntropyLoss takes hard labels only"):
+    with pytest.raises(InputError, match="CrossEntropyLoss gets hard labels only"):
         Objectives([Objective(theirs, SmoothLabel())])(made, batch())
 
 

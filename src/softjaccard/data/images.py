@@ -20,11 +20,13 @@ FIRST = 3
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """Return the files in a folder and its sub-folders that have a picture's ending, in order; no hidden ones."""
+    """Return the files in a folder and its sub-folders that have a picture's ending, in order; nothing hidden."""
     return [
         path
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in PICTURE_ENDINGS
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from softjaccard.data.samplers import EpochSampler, OrderedSampler
 from softjaccard.data.transforms import IGNORE_INDEX, PhotometricSettings, TrainingTransform, collate_padded
 from softjaccard.data.unlabelled import (
+    STRONG_VIEWS,
     Partition,
     PartitionSampler,
     PartlyLabelledImages,
@@ -85,15 +87,15 @@ class SegmentationData(LightningDataModule, ABC):
     images come whole. All are padded to `pad_multiple`.
 
     With `labelled`, the entries above are of that part of the training images. With it, or with a folder of images as
-    `unlabelled`, a batch has as many unlabelled images, for a model that takes them; an epoch is one pass over these,
-    in which labelled images repeat. Of them a batch has, drawn as
+    `unlabelled`, a batch has as many unlabelled images, for a model with an attribute `strong_views`, V; an epoch is
+    one pass over these, in which labelled images repeat. Of them a batch has, drawn as
     :class:`~softjaccard.data.unlabelled.UnlabelledViews` says:
 
     - `weak_image`: float32 (B, 3, H, W), scaled, cropped and flipped as labelled images are, without photometric
       changes; and `weak_valid`, boolean (B, H, W), false where it is padding.
     - `partner_image`, `partner_valid`: the same of other unlabelled images, parts of which are pasted.
-    - `strong_image`: float32 (B, 2, 3, H, W), two strong views, each with the pixels of its partner inside its box.
-    - `box`: boolean (B, 2, H, W), where these are.
+    - `strong_image`: float32 (B, V, 3, H, W), V strong views, each with the pixels of its partner inside its box.
+    - `box`: boolean (B, V, H, W), where these are.
 
     Args:
         batch_size: Images in a training batch.
@@ -151,7 +153,7 @@ class SegmentationData(LightningDataModule, ABC):
         self._unlabelled_images: UnlabelledImages | None = None
         self.training_transform()  # raises where a setting of the augmentation is wrong
         self.datasets: dict[str, SegmentationDataset] = {}
-        self._reached = {"epoch": 0, "batches": 0}
+        self._reached: dict[str, Any] = {"epoch": 0, "batches": 0}
 
     @abstractmethod
     def dataset(self, split: Split) -> SegmentationDataset:
@@ -244,12 +246,13 @@ class SegmentationData(LightningDataModule, ABC):
                 "batch. Set data.batch_size to fewer, or label more."
             )
         views = None
-        if self.trainer is None or getattr(self.trainer.lightning_module, "takes_unlabelled", False):
+        strong = STRONG_VIEWS if self.trainer is None else getattr(self.trainer.lightning_module, "strong_views", 0)
+        if strong:
             if self.crop is None:
                 raise InputError("data.crop is null, but unlabelled images are trained on in crops of one size.")
             geometry = TrainingTransform(self.crop, scale_range=self.scale_range, flip=self.flip)
             others = dataset if self._unlabelled_images is None else self._unlabelled_images
-            views = UnlabelledViews(others, geometry, self.seed)
+            views = UnlabelledViews(others, geometry, self.seed, strong)
         return self._training_loader(PartlyLabelledImages(samples, views), sampler, collate=collate_views)
 
     def _training_loader(
@@ -274,16 +277,36 @@ class SegmentationData(LightningDataModule, ABC):
         """Return the test images in order."""
         return self._evaluation_loader("test")
 
-    def state_dict(self) -> dict[str, int]:
-        """Return how far training has come: the epoch, and the batches that each device has had of it."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return of which images training is, and how far it has come: epoch, and batches of it on each device."""
         loop: Any = self.trainer.fit_loop  # type: ignore[union-attr]
         epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current
         within = epochs.started > epochs.processed
-        return {"epoch": epochs.processed, "batches": batches.completed if within else 0}
+        return {
+            "epoch": epochs.processed,
+            "batches": batches.completed if within else 0,
+            "images": self._training_images(),
+        }
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Let training go on there; called before its loader is made."""
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let training go on there; called before its loader is made.
+
+        Raises:
+            InputError: If the training images are not those that training began with.
+        """
+        if state_dict["images"] != self._training_images():
+            raise InputError(
+                "data: the training images, or those of them that have labels, are not those that training began with. "
+                "Put files and lists back as they were, or start another run."
+            )
         self._reached = state_dict
+
+    def _training_images(self) -> str:
+        """Return a fingerprint of which images there are, and which of them with and without labels."""
+        dataset, others = self.datasets["train"], self._unlabelled_images
+        ids = getattr(dataset, "ids", len(dataset))
+        paths = None if others is None else [str(path.relative_to(others.folder)) for path in others.paths]
+        return hashlib.sha256(repr((ids, paths, self.partition)).encode()).hexdigest()
 
     def evaluation_batch(self, split: Split, indices: Sequence[int]) -> Batch:
         """Return some of the images of a split as a batch."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from softjaccard.data.module import Batch, SegmentationDataset
 
 STRONG_VIEWS = 2
-"""Of each unlabelled image."""
+"""Of each unlabelled image, as UniMatch has them."""
 
 STRONG = PhotometricSettings(
     brightness=0.5,
@@ -87,11 +87,9 @@ def partition(ids: Sequence[str], labelled: float | str, unlabelled: str | None 
         >>> partition(["a", "b", "c", "d", "e", "f"], 1 / 3)
         Partition(labelled=(1, 4), unlabelled=(0, 2, 3, 5))
     """
-    chosen = choose_labelled(ids, labelled, seed)
-    if unlabelled is None:
-        others = tuple(sorted(set(range(len(ids))).difference(chosen)))
-    else:
-        others = _listed("unlabelled", unlabelled, ids)
+    listed = None if unlabelled is None else _listed("unlabelled", unlabelled, ids)
+    chosen = choose_labelled(ids, labelled, seed, without=listed or ())
+    others = tuple(sorted(set(range(len(ids))).difference(chosen))) if listed is None else listed
     if both := sorted(set(chosen).intersection(others)):
         raise InputError(
             f"data.unlabelled: {len(both)} of the ids in {unlabelled} are among the labelled ones, too; the first is "
@@ -105,13 +103,16 @@ def partition(ids: Sequence[str], labelled: float | str, unlabelled: str | None 
     return Partition(chosen, others)
 
 
-def choose_labelled(ids: Sequence[str], labelled: float | str, seed: int = 0) -> tuple[int, ...]:
+def choose_labelled(
+    ids: Sequence[str], labelled: float | str, seed: int = 0, *, without: Sequence[int] = ()
+) -> tuple[int, ...]:
     """Return the positions of the images of a training split whose labels are used, in order.
 
     Args:
         ids: Of all images of the split.
         labelled: The share of them that have labels; or a file with their ids, one a line.
         seed: Of what is drawn for a share. Which images these are depends on their ids and this number alone.
+        without: Positions of images that no share has.
 
     Raises:
         InputError: If a share leaves no image on one of the sides, or a list cannot be read or has an id that the split
@@ -120,17 +121,25 @@ def choose_labelled(ids: Sequence[str], labelled: float | str, seed: int = 0) ->
     if isinstance(labelled, str):
         return _listed("labelled", labelled, ids)
     count = round(labelled * len(ids)) if 0 < labelled < 1 else 0
-    if not 0 < count < len(ids):
+    left_out = {ids[index] for index in without}
+    possible = [each for each in draw_order(ids, seed) if each not in left_out]
+    if not 0 < count < len(ids) or count > len(possible):
         raise InputError(
             f"data.labelled is {labelled}, but must be a share above 0 and below 1 that leaves some of the "
             f"{len(ids)} training images on both sides, or the file of a list."
         )
-    return _positions(ids, draw_order(ids, seed)[:count])
+    return _positions(ids, possible[:count])
 
 
 def _listed(setting: str, path: str, ids: Sequence[str]) -> tuple[int, ...]:
     """Return the positions of the ids of a list, all of which must be among others."""
-    listed = read_list(Path(path).expanduser())
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise InputError(
+            f"data.{setting} is {path}, but there is no such file; expected the file of a list of ids, one a line"
+            f"{', or a share such as 0.125' if setting == 'labelled' else ''}."
+        )
+    listed = read_list(file)
     known = set(ids)
     unknown = [each for each in listed if each not in known]
     if unknown:
@@ -160,7 +169,8 @@ class UnlabelledImages(Dataset[dict[str, Tensor]]):
 
     def __init__(self, folder: Path, read: Callable[[Path], Tensor] = read_image, *, cache: bool = False) -> None:
         """See the class."""
-        self.paths, self._read, self._cache = tuple(pictures_in(folder)), read, cache
+        self.folder, self.paths = folder, tuple(pictures_in(folder))
+        self._read, self._cache = read, cache
         self._decoded: dict[int, Tensor] = {}
         if not self.paths:
             looked_for = ", ".join(f"*{ending}" for ending in PICTURE_ENDINGS)
@@ -230,7 +240,7 @@ class PartitionSampler(EpochSampler):
 class UnlabelledViews:
     """Makes the views of an unlabelled image; its label is not looked at.
 
-    Scale, crop and flip make the weak view. Two strong views have its pixels with other colours and sharpness
+    Scale, crop and flip make the weak view. Strong views have its pixels with other colours and sharpness
     (`STRONG`), and with probability `BOX_PROBABILITY` a box of the same strong view of a partner, an image with a weak
     view of its own (CutMix, Yun et al., arXiv 1905.04899). Each number is drawn by (seed, epoch, image, stream).
 
@@ -238,18 +248,25 @@ class UnlabelledViews:
         images: The data set that has them: the training split, or a folder.
         transform: Scale, crop and flip.
         seed: Of all that is drawn.
+        strong: Number of strong views.
     """
 
-    def __init__(self, images: SegmentationDataset | UnlabelledImages, transform: TrainingTransform, seed: int) -> None:
+    def __init__(
+        self,
+        images: SegmentationDataset | UnlabelledImages,
+        transform: TrainingTransform,
+        seed: int,
+        strong: int = STRONG_VIEWS,
+    ) -> None:
         """See the class."""
-        self._images, self._transform, self._seed = images, transform, seed
+        self._images, self._transform, self._seed, self._strong = images, transform, seed, strong
 
     def __call__(self, draw: Draw) -> dict[str, Tensor]:
         """Return the entries of a batch that are of unlabelled images, as `SegmentationData` describes them."""
         weak, valid = self._weak(draw.epoch, draw.unlabelled, _Stream.WEAK)
         partner, partner_valid = self._weak(draw.epoch, draw.partner, _Stream.PARTNER)
         strong, boxes = [], []
-        for view in range(STRONG_VIEWS):
+        for view in range(self._strong):
             image = _change(weak, valid, self._random(draw.epoch, draw.unlabelled, _Stream.STRONG, view))
             box = draw_box(valid.shape, self._random(draw.epoch, draw.unlabelled, _Stream.BOX, view))
             if box.any():

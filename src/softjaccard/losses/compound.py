@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from softjaccard.labels import LabelLike
@@ -136,10 +137,16 @@ class SumLoss(nn.Module):
         self.weights = tuple(expect_number(f"weights[{index}]", weight) for index, weight in enumerate(weights))
 
     def forward(self, logits: Tensor, label: LabelLike) -> Tensor:
-        """The weighted sum, for a label that all losses take."""
+        """The weighted sum, for a label that all losses take.
+
+        Raises:
+            ValueError: a loss returns no scalar.
+        """
         terms = [weight * loss(logits, label) for weight, loss in zip(self.weights, self.losses, strict=True)]
-        total: Tensor = sum(terms[1:], terms[0])
-        return total
+        for term, loss in zip(terms, self.losses, strict=True):
+            if term.ndim:
+                raise ValueError(f"losses: expected scalars, got {tuple(term.shape)} of {type(loss).__name__}")
+        return torch.stack(terms).sum()
 
     def extra_repr(self) -> str:
         """The weights."""

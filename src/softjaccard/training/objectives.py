@@ -94,8 +94,8 @@ def supervised_objectives(loss: nn.Module, label: TrainingLabel, auxiliary_share
         return [Objective(loss, label, 1 - auxiliary_share), Objective(loss, label, auxiliary_share, "auxiliary")]
     if not isinstance(loss, CompoundLoss):
         raise InputError(
-            "model.auxiliary: an auxiliary head is trained with a part of the loss's cross-entropy, but "
-            f"{type(loss).__name__} has none. Use softjaccard.CompoundLoss or CrossEntropyLoss, or no such head."
+            "model.auxiliary: an auxiliary head is trained with a part of the cross-entropy in CompoundLoss "
+            f"or CrossEntropyLoss, but loss is {type(loss).__name__}. Use one of these, or no such head."
         )
     main = deepcopy(loss)
     main.cross_entropy_weight *= 1 - auxiliary_share
@@ -134,8 +134,9 @@ def loss_at_size(loss: nn.Module, logits: Tensor, target: Target, image: Tensor)
             return value
         if not isinstance(target.label, Tensor) or target.mask is not None:
             raise InputError(
-                f"{type(loss).__name__} takes hard labels only: leave model.label at HardLabel, or use a loss of "
-                "softjaccard's."
+                f"{type(loss).__name__} gets hard labels only: leave model.label at HardLabel, or use JaccardLoss, "
+                "CompoundLoss or another loss of softjaccard's that is made of region statistics."
             )
-        value = loss(functional.interpolate(logits, size=image.shape[-2:], mode="bilinear"), target.label)
+        # In float32: other losses may not take half precision.
+        value = loss(functional.interpolate(logits.float(), size=image.shape[-2:], mode="bilinear"), target.label)
         return value

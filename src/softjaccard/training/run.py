@@ -56,7 +56,7 @@ _PARTS = ("seed", "model", "data", "checkpoint_every", "trainer")
 
 # A resumed run may find its data elsewhere, or read them in another way.
 _FREE_DATA_SETTINGS = {"root", "workers", "cache"}
-_PATHS = {"encoder_weights", "teacher", "teacher_cache"}
+_PATHS = {"encoder_weights", "teacher", "teacher_cache", "labelled", "unlabelled"}
 
 _SEED = restricted_number_type("Seed", int, [(">=", 0), ("<=", MAX_SEED)])
 

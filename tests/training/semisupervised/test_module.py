@@ -31,10 +31,11 @@ def data(**settings: Any) -> ScenesData:
     return ScenesData(**(options | {"labelled": 0.2, "evaluation_batch_size": 2} | settings))
 
 
-def batch() -> Batch:
+def batch(strong_views: int = 2) -> Batch:
     drawn = data()
     drawn.setup("fit")
-    return next(iter(drawn.train_dataloader()))
+    first = next(iter(drawn.train_dataloader()))
+    return first | {name: first[name][:, :strong_views] for name in ("strong_image", "box")}
 
 
 def trained(model: SupervisedSegmentation, steps: int, **settings: Any) -> dict[str, torch.Tensor]:
@@ -93,7 +94,8 @@ def test_fixmatch_perturbs_nothing_and_looks_at_one_strong_view(monkeypatch: pyt
     model, shown = model_of(FixMatch()), []
     forward = model.method.forward
     model.method.forward = lambda *given: (shown.append(given), forward(*given))[1]  # type: ignore[method-assign]
-    model.loss_and_output(batch())
+    assert model.strong_views == 1
+    model.loss_and_output(batch(strong_views=1))
     ((strong, perturbed, *_),) = shown
     assert len(strong) == 1
     assert perturbed is None
@@ -113,7 +115,7 @@ def test_labels_of_partners_leave_the_running_averages_and_modes_alone() -> None
 
 
 def test_labelled_and_weak_images_are_normalised_together() -> None:
-    model, drawn = model_of(FixMatch()).train(), batch()
+    model, drawn = model_of(FixMatch()).train(), batch(strong_views=1)
     first = norms(model)[0]
     seen: list[int] = []
     first.register_forward_hook(lambda module, inputs, _: seen.append(len(inputs[0])))

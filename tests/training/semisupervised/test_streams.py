@@ -75,7 +75,9 @@ def test_the_counted_share_is_that_of_valid_pixels() -> None:
     target = streams.pasted(made, 0)
     share = (target.valid & (target.confidence >= 0.9)).sum() / target.valid.sum()
     assert 0.2 < share < 0.8
-    for method in (FixMatch(threshold=0.9), JML(threshold=0.9)):
+    one_view = JML(threshold=0.9)
+    one_view.strong_weights = (1.0,)
+    for method in (FixMatch(threshold=0.9), one_view):
         assert ready_for_training(method)(*made).counted.item() == pytest.approx(share)
 
 

@@ -49,8 +49,8 @@ _MEANINGS_OF_VOTES = {
     "NLL_votes": "cross-entropy, in nats; less is better",
     "KL_votes": "NLL less that of the shares themselves, so that 0 can be reached; less is better",
 }
-_ALL_MEANINGS = _MEANINGS | _MEANINGS_OF_VOTES
 """Scores against the distribution of several annotators' votes."""
+_ALL_MEANINGS = _MEANINGS | _MEANINGS_OF_VOTES
 _COUNTED = ("mIoU_D", "mIoU_I", "mIoU_C", "mIoU_I_worst5", "mIoU_C_worst5", "mDice_D", "mAcc_D", "Acc")
 """Scores of a table of counts, of which the report gives intervals."""
 _LESS_IS_BETTER = ("ECE", "SCE", "Brier", "TV")

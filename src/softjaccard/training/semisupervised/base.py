@@ -53,7 +53,7 @@ class SemiSupervisedMethod(nn.Module, ABC):
     """
 
     strong_weights: Sequence[float] = (0.25, 0.25)
-    """Factors of the strong views, at most two."""
+    """Factors of the strong views, at least one."""
     perturbed_weight: float = 0.5
     """Factor of the weak view with features left out; with 0 there is none."""
     feature_dropout: float = 0.5
@@ -66,6 +66,8 @@ class SemiSupervisedMethod(nn.Module, ABC):
         super().__init__()
         self.weight = expect_number("weight", weight)
         self.threshold = expect_number("threshold", threshold)
+        if not self.strong_weights:
+            raise ValueError("strong_weights: expected a factor for at least one strong view, got none")
         if threshold > 1:
             raise ValueError(f"threshold: expected a probability, got {threshold!r}")
 
@@ -87,7 +89,7 @@ class SemiSupervisedMethod(nn.Module, ABC):
             mine, theirs = (self.pseudo_label(logits.detach(), size) for logits in (own, partner))
             streams = [
                 (weight, self.stream(logits, (Part(mine, valid & ~box), Part(theirs, partner_valid & box))))
-                for weight, logits, box in zip(self.strong_weights, strong, batch["box"].unbind(1), strict=False)
+                for weight, logits, box in zip(self.strong_weights, strong, batch["box"].unbind(1), strict=True)
             ]
             if perturbed is not None:
                 streams.append((self.perturbed_weight, self.stream(perturbed, (Part(mine, valid),))))

@@ -40,8 +40,9 @@ class JMLSemiSupervised(SemiSupervisedMethod):
         confidence: What the threshold does. mask: pixels under it do not count; weight: they count by confidence over
             threshold; classes: all pixels count, but the Jaccard loss is over those classes only that are more probable
             than the threshold somewhere in the batch.
-        threshold: A probability. Confidence is that of the network, before `temperature`.
-        temperature: Divides the logits of the label; below 1 it makes it sharper.
+        threshold: A probability: with mask and weight the network's own, before `temperature`; with classes the
+            label's, behind it.
+        temperature: Divides the logits of the label, above 0 and at most 1; below 1 it makes it sharper.
         per: Of the Jaccard loss: dataset is over the sums of the batch; see :class:`~softjaccard.JaccardLoss`.
         classes: Which enter its mean. present: those more probable than one half in some pixel that counts; with
             `confidence` classes, than the threshold. all: all.
@@ -75,7 +76,9 @@ class JMLSemiSupervised(SemiSupervisedMethod):
         if not 0 <= average_decay < 1:
             raise ValueError(f"average_decay: expected a number from 0 to below 1, got {average_decay!r}")
         self.confidence: Confidence = confidence
-        self.temperature, self.average_decay = expect_temperature(temperature), average_decay
+        if expect_temperature(temperature) > 1:
+            raise ValueError(f"temperature: expected at most 1, for labels that are not blurred, got {temperature!r}")
+        self.temperature, self.average_decay = temperature, average_decay
         peak = threshold if confidence == "classes" else PREDICTED_THRESHOLD
         self.region = JaccardLoss(per=per, classes=classes, class_threshold=peak)
         self.region_weight = expect_number("region_weight", region_weight)

@@ -54,9 +54,9 @@ class SemiSupervised(SupervisedSegmentation):
         self.test_average = test_average
 
     @property
-    def takes_unlabelled(self) -> bool:
-        """Whether batches are to have views of unlabelled images."""
-        return self.method.weight > 0
+    def strong_views(self) -> int:
+        """How many strong views of unlabelled images batches are to have; with 0 they have none of these images."""
+        return len(self.method.strong_weights) if self.method.weight > 0 else 0
 
     @property
     def tested_network(self) -> SegmentationNetwork:
@@ -67,7 +67,12 @@ class SemiSupervised(SupervisedSegmentation):
         """Check the data."""
         super().setup(stage)
         data: Any = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and self.takes_unlabelled and getattr(data, "partition", None) is None:
+        if self.average is not None and str(self.trainer.precision) in ("16-true", "bf16-true"):
+            raise InputError(
+                f"trainer.precision is {self.trainer.precision}, in which the network's average would lose its small "
+                "steps. Use the mixed precision of that kind."
+            )
+        if stage == "fit" and self.strong_views and getattr(data, "partition", None) is None:
             raise InputError(
                 "data.labelled and data.unlabelled are missing: this model trains on images without labels, too. Set "
                 "data.labelled to the share of the training images that have labels, such as 0.125, or to a file with "
@@ -76,14 +81,15 @@ class SemiSupervised(SupervisedSegmentation):
 
     def loss_and_output(self, batch: Batch) -> tuple[Tensor, NetworkOutput]:
         """Return the loss of labelled and unlabelled images, and the output for the labelled ones."""
-        if not self.takes_unlabelled:
+        if not self.strong_views:
             return super().loss_and_output(batch)
         own, partner = self._ask(batch)
         output, weak, perturbed = self._show_weak(batch)
-        views = len(self.method.strong_weights)
-        strong = self.network(batch["strong_image"][:, :views].transpose(0, 1).flatten(0, 1))
+        strong = self.network(batch["strong_image"].transpose(0, 1).flatten(0, 1))
         with users_error("model.method"):
-            unlabelled = self.method(strong.chunk(views), perturbed, weak if own is None else own, partner, batch)
+            unlabelled = self.method(
+                strong.chunk(self.strong_views), perturbed, weak if own is None else own, partner, batch
+            )
         self.log("train/unlabelled", unlabelled.value.detach())
         self.log("train/confident", unlabelled.counted.detach())
         weight = self.method.weight
