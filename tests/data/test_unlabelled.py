@@ -438,6 +438,20 @@ def test_folders_that_cannot_be_used(make: Any, labelled: float | None, words: s
         scenes(labelled=labelled, unlabelled=str(tmp_path / "more")).train_dataloader()
 
 
+def test_a_folder_with_images_that_are_tested_is_refused(tmp_path: Path) -> None:
+    root = draw_folder(tmp_path / "root")
+    with pytest.raises(InputError, match=r"data.unlabelled: \d+ of the images in .* are val images.*Take them out"):
+        folder_data(root, unlabelled=str(root / "images"))
+
+
+def test_a_model_without_a_method_says_what_a_folder_is_for(tmp_path: Path) -> None:
+    two_images(tmp_path)
+    data = scenes(labelled=None, unlabelled=str(tmp_path), batch_size=2)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, lightning_module=object())  # type: ignore[assignment]
+    with pytest.warns(UserWarning, match=r"does not train on the images in data\.unlabelled"):
+        data.train_dataloader()
+
+
 def test_an_image_that_is_damaged_later_is_named(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for number in range(4):

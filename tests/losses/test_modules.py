@@ -198,6 +198,7 @@ INPUT = (torch.zeros(2, 3, 4), torch.zeros(2, 4, dtype=torch.int64))
         (lambda: sj.CompoundLoss(sj.JaccardLoss(reduction="none")), ["region", "reduction"]),
         (lambda: sj.CompoundLoss(sj.JaccardLoss(), region_weight=-1.0), ["region_weight", "-1"]),
         (lambda: sj.SumLoss([], []), ["weights", "0"]),
+        (lambda: sj.SumLoss([sj.jaccard_loss], [1.0]), ["losses", "modules", "jaccard_loss"]),
         (lambda: sj.SumLoss([sj.JaccardLoss()], [0.5, 0.5]), ["weights", "2", "1"]),
         (lambda: sj.SumLoss([sj.JaccardLoss()], [-1.0]), ["weights[0]", "-1"]),
         (lambda: sj.JaccardLoss()(INPUT[0], INPUT[1] + 3), ["label", "3", "ignore_index"]),

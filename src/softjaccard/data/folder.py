@@ -104,8 +104,8 @@ class ImageFolder(PairedImages):
         else:
             raise InputError(
                 f"The splits of {self.root} are not known: neither {self.root / 'train.txt'} nor "
-                f"{self.root / 'images' / 'train'} is there. Make such lists or folders, or set shares, the parts that "
-                "are val and test."
+                f"{self.root / 'images' / 'train'} is there. Make such lists or folders, or set data.shares, the parts "
+                "that are val and test, such as [0.2,0.1]."
             )
         if not chosen:
             raise InputError(f"The {self.split} split of {self.root} is empty.")

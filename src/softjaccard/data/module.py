@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -247,6 +248,10 @@ class SegmentationData(LightningDataModule, ABC):
             )
         views = None
         strong = STRONG_VIEWS if self.trainer is None else getattr(self.trainer.lightning_module, "strong_views", 0)
+        if not strong and self._unlabelled_images is not None:
+            rank_zero_warn(
+                "This model does not train on the images in data.unlabelled, which only set how long an epoch is."
+            )
         if strong:
             if self.crop is None:
                 raise InputError("data.crop is null, but unlabelled images are trained on in crops of one size.")

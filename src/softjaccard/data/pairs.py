@@ -157,9 +157,10 @@ class PairedImages(Dataset[dict[str, Tensor]], ABC):
         for what, paths in (("image", images), ("mask", [pair.mask for pair in self.pairs])):
             missing = [path for path in paths if not path.is_file()]
             if missing:
+                hint = " Images without masks can be in another folder, data.unlabelled." if what == "mask" else ""
                 raise InputError(
                     f"{len(missing)} of the {len(paths)} {what} files of the {self.split} split of {self.title} are "
-                    f"missing; the first is {missing[0]}."
+                    f"missing; the first is {missing[0]}.{hint}"
                 )
         for index in range(min(FIRST, len(self))):
             self._decode(index)
@@ -229,7 +230,15 @@ class PairedData(SegmentationData):
     def open_unlabelled(self, folder: Path) -> UnlabelledImages:
         """As in `SegmentationData`, read, scaled and kept as the data set's own images are."""
         train: Any = self.datasets["train"]
-        return UnlabelledImages(folder, train.read_image, cache=self.cache)
+        images = UnlabelledImages(folder, train.read_image, cache=self.cache)
+        for split in self.splits()[1:]:
+            tested = {pair.image.resolve() for pair in self.open(split, check=False).pairs}
+            if shared := [path for path in images.paths if path.resolve() in tested]:
+                raise InputError(
+                    f"data.unlabelled: {len(shared)} of the images in {folder} are {split} images, by which the "
+                    f"network is scored; the first is {shared[0]}. Take them out."
+                )
+        return images
 
     def splits(self) -> tuple[Split, ...]:
         """Return the splits that have images of their own."""

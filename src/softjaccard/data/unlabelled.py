@@ -139,7 +139,10 @@ def _listed(setting: str, path: str, ids: Sequence[str]) -> tuple[int, ...]:
             f"data.{setting} is {path}, but there is no such file; expected the file of a list of ids, one a line"
             f"{', or a share such as 0.125' if setting == 'labelled' else ''}."
         )
-    listed = read_list(file)
+    try:
+        listed = read_list(file)
+    except InputError as error:
+        raise InputError(f"data.{setting}: {error}") from error
     known = set(ids)
     unknown = [each for each in listed if each not in known]
     if unknown:

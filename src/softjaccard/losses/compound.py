@@ -117,7 +117,8 @@ class SumLoss(nn.Module):
         weights: a factor for each.
 
     Raises:
-        ValueError: there are no losses, as many weights are not given, or one is negative.
+        TypeError: a loss is no module.
+        ValueError: there is no loss, or not a weight of at least 0 for each.
 
     Example:
         >>> import torch
@@ -129,10 +130,11 @@ class SumLoss(nn.Module):
     def __init__(self, losses: Sequence[nn.Module], weights: Sequence[float]) -> None:
         """See the class."""
         super().__init__()
+        for loss in losses:
+            if not isinstance(loss, nn.Module):
+                raise TypeError(f"losses: expected modules, got {loss!r}")
         if not losses or len(losses) != len(weights):
-            raise ValueError(
-                f"weights: expected one for each of at least one loss, got {len(weights)} for {len(losses)} losses"
-            )
+            raise ValueError(f"weights: expected one for each loss, and a loss, got {len(weights)} for {len(losses)}")
         self.losses = nn.ModuleList(losses)
         self.weights = tuple(expect_number(f"weights[{index}]", weight) for index, weight in enumerate(weights))
 

@@ -17,7 +17,12 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from softjaccard.files import write_text
 
-_SHOWN = {"train/loss": "loss", "train/mIoU_D": "mIoU", "val/mIoU_D": "val mIoU"}
+_SHOWN = {
+    "train/loss": "loss",
+    "train/confident": "confident",
+    "train/mIoU_D": "mIoU",
+    "val/mIoU_D": "val mIoU",
+}
 
 
 def progress(enabled: bool | None) -> list[Callback]:

@@ -165,7 +165,8 @@ def test_half_precision_trains_all_weights(kind: type[SemiSupervisedMethod]) -> 
     """Logits made without gradient come first, whose cast weights autocast must not use again."""
     reached = []
     for enabled in (False, True):
-        model, drawn = model_of(kind(threshold=0.0)).train(), batch()
+        model = model_of(kind(threshold=0.0)).train()
+        drawn = batch(model.strong_views)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             loss, _ = model.loss_and_output(drawn)
         loss.backward()

@@ -91,7 +91,7 @@ class SemiSupervised(SupervisedSegmentation):
                 strong.chunk(self.strong_views), perturbed, weak if own is None else own, partner, batch
             )
         self.log("train/unlabelled", unlabelled.value.detach())
-        self.log("train/confident", unlabelled.counted.detach())
+        self.log("train/confident", unlabelled.counted.detach(), prog_bar=True)
         weight = self.method.weight
         return (self.training_loss(output, batch) + weight * unlabelled.value) / (1 + weight), output
 
