@@ -141,16 +141,16 @@ def test_a_run_that_is_killed_ends_as_if_it_had_not_been(softjaccard: Run, unint
 
 
 def test_a_limit_of_steps_that_is_raised_leaves_nothing_out(softjaccard: Run, tmp_path: Path) -> None:
-    """Before an epoch's last batch, after a validation, twice with nothing to do, and at an epoch's end."""
+    """Before an epoch's last batch, at its end, after a validation, and once more with nothing to do."""
     expected, output = tmp_path / "expected", tmp_path / "run"
     # The limit of steps is the length of the learning rate's schedule, so it has to be constant.
     settings = ["--model.optimiser.power=0", "--model.optimiser.warmup=0"]
     assert fit(softjaccard, expected, settings) == 0, expected.with_suffix(".log").read_text()
     for steps, came in [
         (4, "4 steps, as far as batch 4 of epoch 1"),
+        (5, "1 epochs"),
         (8, "8 steps, as far as batch 3 of epoch 2"),
         (8, "8 steps, as far as batch 3 of epoch 2"),
-        (10, "2 epochs"),
         (-1, "3 epochs"),
     ]:
         assert fit(softjaccard, output, [*settings, f"--trainer.max_steps={steps}"]) == 0

@@ -437,6 +437,7 @@ def _trainer(config: Config, output: Path, **settings: Any) -> Trainer:
         ".*exists and is not empty.*",
         ".*LeafSpec.* is deprecated.*",
         ".*module.s. in eval mode.*",  # a network's average
+        ".*add the following callbacks: .'Timer'.*",  # resumed without trainer.max_time
     ):
         warnings.filterwarnings("ignore", message)
     options = config.trainer.as_dict()
