@@ -199,7 +199,7 @@ def test_training_with_unlabelled_images_goes_on_within_an_epoch(
     assert fit(softjaccard, expected, settings) == 0, expected.with_suffix(".log").read_text()
     assert fit(softjaccard, output, settings, ("optimiser", 9)) == -signal.SIGKILL
     last = torch.load(output / "checkpoints" / "last.ckpt", weights_only=True)
-    assert last["ScenesData"] == {"epoch": 1, "batches": 3}
+    assert {"epoch": 1, "batches": 3}.items() <= last["ScenesData"].items()
     assert any(name.startswith("average.") for name in last["state_dict"])
     assert fit(softjaccard, output, settings) == 0, output.with_suffix(".log").read_text()
     assert_same(output, expected)

@@ -86,8 +86,8 @@ class RunCheckpoints(Checkpoint):
 
     Within an epoch, last.ckpt is written before the next batch. Then the step is over with all that belongs to it: a
     validation, the rows in the logs, and the hooks of the module, which Lightning calls after those of callbacks. Where
-    training stops within an epoch, last.ckpt is as if it were written there, too. Between the batches of one step it
-    stays as it was, because checkpoints hold no gradients.
+    training stops within an epoch, last.ckpt is as if it were written there, too, although Lightning calls the hooks of
+    the epoch's end first. Between the batches of one step it stays as it was, because checkpoints hold no gradients.
 
     Args:
         folder: Of the checkpoints.
