@@ -33,14 +33,19 @@ def interrupt(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
+def stop(module: SupervisedSegmentation, *_: Any) -> None:
+    module.trainer.should_stop = True
+
+
 def die_in(place: str, count: float) -> None:
-    """Have this process killed or interrupted when it comes to a place for the count-th time, or after a time."""
+    """Kill, interrupt or stop the training when it comes to a place for the count-th time, or kill it after a time."""
     if place == "seconds":
         threading.Timer(count, die).start()
         return
     owner, name, before, after = {
         "training step": (SupervisedSegmentation, "training_step", die, None),
         "Ctrl-C": (SupervisedSegmentation, "training_step", interrupt, None),
+        "stop": (SupervisedSegmentation, "training_step", stop, None),
         "optimiser": (torch.optim.AdamW, "step", None, die),
         "validation": (SupervisedSegmentation, "validation_step", die, None),
         "half a checkpoint": (torch, "save", write_half_and_die, None),

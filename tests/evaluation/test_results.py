@@ -27,8 +27,8 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("result", [rated(), made_up(sums={})], ids=["votes", "no sums"])
-def test_sums_may_be_more_or_none(result: EvaluationResult, tmp_path: Path) -> None:
+@pytest.mark.parametrize("result", [rated(), made_up(sums={}, overrides=("--seed=1",))])
+def test_parts_may_be_more_or_none(result: EvaluationResult, tmp_path: Path) -> None:
     result.save(tmp_path / "test")
     assert_same(EvaluationResult.load(tmp_path / "test"), result)
 
@@ -84,6 +84,11 @@ def spoil_json(**changes: object) -> Callable[[Path], object]:
 
 def cut(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:60])
+
+
+def test_a_result_from_before_overrides_were_kept_is_read(folder: Path) -> None:
+    spoil_json(overrides=None)(folder)
+    assert_same(EvaluationResult.load(folder), made_up())
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,18 @@ def test_votes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not any("_votes" in name for name in score_run(run)["scores"])
 
 
+def test_settings_that_are_not_the_runs_are_told(run: Path) -> None:
+    page = run / "report.html"
+    told = "with --data.test=3 --trainer.devices=1"
+    for options, overrides in (
+        (["--data.test", "3", "--flip", "--trainer.devices=1"], ["--data.test=3", "--trainer.devices=1"]),
+        ([], []),
+    ):
+        assert score_run(run, *options)["overrides"] == overrides
+        assert main(["report", str(run), "--output", str(page)]) == 0
+        assert (told in page.read_text()) == bool(overrides)
+
+
 def test_absent_classes_are_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (run / "checkpoints").iterdir():
         state = torch.load(path, weights_only=True)

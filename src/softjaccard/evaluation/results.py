@@ -29,8 +29,8 @@ IMAGE_SCORES = {"IoU": "IoU, mean over the image's classes", "Acc": "share of pi
 """The scores of `image_scores` and what they are."""
 
 _PLAIN = (
-    "split", "checkpoint", "epoch", "step", "seed", "versions", "settings", "classes", "colours", "images", "scores",
-    "worst",
+    "split", "checkpoint", "epoch", "step", "seed", "versions", "overrides", "settings", "classes", "colours", "images",
+    "scores", "worst",
 )  # fmt: skip
 _TENSORS = ("counts", "confusion", "calibration", "class_calibration")
 _AGAIN = "Run the test again: softjaccard test RUN."
@@ -102,6 +102,7 @@ class EvaluationResult:
         calibration: float64 (N, 3, bins): pixels, confidence and hits of each image's most probable classes, in bins of
             the confidence.
         class_calibration: float64 (C, 3, bins): the same of each class at all pixels of all images.
+        overrides: Settings of the run that were others in the test, as typed.
         sums: Float64, N rows each: what further scores are made of by summing over images, see `sum_scores`; a result
             of an earlier version has none. `losses` (N, 2) are those of `CalibrationSums`, and `class_gaps`
             (N, C, bins) the confidence less the hits of each class at all pixels. Where images have votes, the same and
@@ -126,6 +127,7 @@ class EvaluationResult:
     confusion: Tensor
     calibration: Tensor
     class_calibration: Tensor
+    overrides: tuple[str, ...] = ()
     sums: Mapping[str, Tensor] = field(default_factory=dict)
     worst: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     pictures: Mapping[int, Picture] = field(default_factory=dict)
@@ -192,7 +194,7 @@ class EvaluationResult:
         plain = _read_plain(path)
         try:
             plain["colours"] = tuple((int(r), int(g), int(b)) for r, g, b in plain["colours"])
-            plain |= {name: tuple(plain[name]) for name in ("classes", "images")}
+            plain |= {name: tuple(plain[name]) for name in ("classes", "images", "overrides")}
             plain["scores"] = {name: float(value) for name, value in plain["scores"].items()}
             plain["worst"] = {name: tuple(map(int, rows)) for name, rows in plain["worst"].items()}
             rows = {row for rows in plain["worst"].values() for row in rows}
@@ -281,6 +283,7 @@ def _read_plain(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not the result of a test. {_AGAIN}")
     if plain["format"] != FORMAT:
         raise InputError(f"{path} has format {plain['format']}, but this version reads format {FORMAT}. {_AGAIN}")
+    plain.setdefault("overrides", [])  # earlier results of this format have none
     if missing := [name for name in _PLAIN if name not in plain]:
         raise InputError(f"{path} is damaged: it lacks {', '.join(missing)}. {_AGAIN}")
     return {name: plain[name] for name in _PLAIN}

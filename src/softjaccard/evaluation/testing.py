@@ -83,7 +83,7 @@ def evaluate(
         trainer: Says on which devices, and in which precision.
         folder: The run's.
         settings: How images are predicted.
-        about: The fields `checkpoint`, `epoch`, `step`, `seed` and `versions` of an `EvaluationResult`.
+        about: The fields `checkpoint`, `epoch`, `step`, `seed`, `versions` and `overrides` of an `EvaluationResult`.
 
     Raises:
         InputError: If data are missing or do not fit the network, or its output is not finite.
@@ -140,7 +140,7 @@ def _record(results: Mapping[str, EvaluationResult], fitted: Temperature | None)
         "absent": _absent(main),
         "settings": main.settings,
         "temperature_fit": None if fitted is None else asdict(fitted),
-        **{name: getattr(main, name) for name in ("checkpoint", "epoch", "step", "seed", "versions")},
+        **{name: getattr(main, name) for name in ("checkpoint", "epoch", "step", "seed", "versions", "overrides")},
     }
 
 

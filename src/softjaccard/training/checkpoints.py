@@ -23,6 +23,7 @@ from softjaccard.data.module import SegmentationData
 from softjaccard.errors import InputError, first_line
 from softjaccard.files import write_text, write_whole
 from softjaccard.training.reporting import CSVFile
+from softjaccard.training.resumption import before_next_batch
 
 _PLAIN = (Tensor, Parameter, str, bytes, bool, int, float, type(None))
 
@@ -84,7 +85,9 @@ class RunCheckpoints(Checkpoint):
     """Writes best.ckpt after a validation that beats all before; last.ckpt after each epoch and every so many steps.
 
     Within an epoch, last.ckpt is written before the next batch. Then the step is over with all that belongs to it: a
-    validation, the rows in the logs, and the hooks of the module, which Lightning calls after those of callbacks.
+    validation, the rows in the logs, and the hooks of the module, which Lightning calls after those of callbacks. Where
+    training stops within an epoch, last.ckpt is as if it were written there, too, although Lightning calls the hooks of
+    the epoch's end first. Between the batches of one step it stays as it was, because checkpoints hold no gradients.
 
     Args:
         folder: Of the checkpoints.
@@ -122,8 +125,12 @@ class RunCheckpoints(Checkpoint):
             self._write_last(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Write last.ckpt."""
-        self._write_last(trainer)
+        """Write last.ckpt, of the epoch's end or of a stop within it."""
+        if trainer.is_last_batch:
+            self._write_last(trainer)
+        elif (trainer.fit_loop.epoch_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            with before_next_batch(trainer):
+                self._write_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
         """Write best.ckpt if it is one.

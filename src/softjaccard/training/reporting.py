@@ -32,6 +32,15 @@ def progress(enabled: bool | None) -> list[Callback]:
     return [_Bar(leave=True) if sys.stdout.isatty() else _Lines()]
 
 
+def how_far(trainer: Trainer) -> str:
+    """Say how far a training that has ended came: in epochs, or else in steps and within which epoch."""
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    if trainer.is_last_batch and epochs.processed == epochs.started:
+        return f"{epochs.started} epochs"
+    batches = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+    return f"{trainer.global_step} steps, as far as batch {batches} of epoch {epochs.started}"
+
+
 class _Bar(TQDMProgressBar):
     """Shows the loss, the running mIoU of the epoch's training batches, and the last validation's mIoU."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -77,6 +79,24 @@ class Resumption(Callback):
         if self._generators is not None and trainer.global_rank < len(self._generators):
             set_generator_states(self._generators[trainer.global_rank])
         self._generators = None
+
+
+@contextmanager
+def before_next_batch(trainer: Trainer) -> Iterator[None]:
+    """Let Lightning's counters be as before the epoch's next batch, for a checkpoint of a training that stops there.
+
+    When it stops at a limit of steps or of time, Lightning ends the epoch as if it had had all its batches.
+    """
+    loop: Any = trainer.fit_loop
+    epochs, batches = loop.epoch_progress, loop.epoch_loop.batch_progress
+    kept = epochs.state_dict(), batches.state_dict()
+    for counters in (epochs.total, epochs.current):
+        counters.processed -= 1
+    batches.increment_ready()
+    batches.is_last_batch = batches.current.ready == trainer.num_training_batches
+    yield
+    epochs.load_state_dict(kept[0])
+    batches.load_state_dict(kept[1])
 
 
 def generator_states() -> dict[str, Any]:

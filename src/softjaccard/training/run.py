@@ -35,7 +35,7 @@ from softjaccard.files import remove_unfinished
 from softjaccard.training.checkpoints import CheckpointFiles, RunCheckpoints, RunConfig, load_checkpoint
 from softjaccard.training.hints import with_hint
 from softjaccard.training.recipes import merge
-from softjaccard.training.reporting import CSVFile, progress
+from softjaccard.training.reporting import CSVFile, how_far, progress
 from softjaccard.training.resumption import MAX_SEED, Resumption
 
 MONITOR = "val/mIoU_D"
@@ -124,7 +124,9 @@ def fit(
         _say(_after_stop(saved_config.exists(), checkpoints.step))
         raise
     score = "" if checkpoints.best is None else f", best validation mIoU_D {checkpoints.best:.4f}"
-    _say(f"Trained for {trainer.current_epoch} epochs{score}. The run is in {output}.")
+    _say(f"Trained for {how_far(trainer)}{score}. The run is in {output}.")
+    if saved_config.exists() and checkpoints.step < trainer.global_step:
+        _say(f"--resume goes on from step {checkpoints.step}: amid the batches of one step no checkpoint is made.")
     if last.exists():
         _say(f"Next: softjaccard test {output}{'' if (last.parent / 'best.ckpt').exists() else ' --checkpoint last'}")
 
@@ -152,7 +154,7 @@ class OpenedRun:
         loss: What it was trained with, from logits and labels to a scalar; None for a model that has no such attribute.
         data: Not yet set up.
         trainer: Without loggers.
-        about: `checkpoint`, `epoch`, `step`, `seed`, and `versions` of the software that runs now.
+        about: `checkpoint`, `epoch`, `step`, `seed`, `versions` of the software that runs now, and `overrides`.
     """
 
     network: Any
@@ -193,6 +195,7 @@ def open_run(output: Path, checkpoint: str, arguments: Sequence[str]) -> OpenedR
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "lightning", "timm", "segmentation-models-pytorch")},
         },
+        "overrides": tuple(arguments),
     }
     trainer = _trainer(config, output, callbacks=progress(config.trainer.enable_progress_bar), logger=False)
     return OpenedRun(_network_of(model, path), getattr(model, "loss", None), data, trainer, about)
@@ -434,6 +437,7 @@ def _trainer(config: Config, output: Path, **settings: Any) -> Trainer:
         ".*exists and is not empty.*",
         ".*LeafSpec.* is deprecated.*",
         ".*module.s. in eval mode.*",  # a network's average
+        ".*add the following callbacks: .'Timer'.*",  # resumed without trainer.max_time
     ):
         warnings.filterwarnings("ignore", message)
     options = config.trainer.as_dict()

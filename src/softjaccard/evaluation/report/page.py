@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import softjaccard
 from softjaccard.errors import InputError
@@ -17,7 +16,7 @@ from softjaccard.evaluation.report.markup import Markup, join, tag
 from softjaccard.evaluation.report.parts import Run, swatch, table
 from softjaccard.evaluation.report.scores import class_bars, differences, scores
 from softjaccard.evaluation.report.training import curves
-from softjaccard.evaluation.results import load_results
+from softjaccard.evaluation.results import EvaluationResult, load_results
 from softjaccard.files import write_text
 
 #: Colours of the runs: Okabe and Ito's, in an order in which neighbours differ most; a ninth run begins anew.
@@ -120,15 +119,16 @@ def _overview(runs: Sequence[Run]) -> Markup:
             tag("td", f"{len(run.result.images)} {run.result.split} images, {len(run.result.classes)} classes"),
             tag("td", f"{Path(run.result.checkpoint).name}, epoch {run.result.epoch + 1}, step {run.result.step}"),
             tag("td", run.result.seed),
-            tag("td", _inference(run.result.settings)),
+            tag("td", _inference(run.result)),
         )
         for run in runs
     ]
     return table(["Run", "Tested on", "Checkpoint", "Seed", "Predicted"], rows)
 
 
-def _inference(settings: Mapping[str, Any]) -> str:
+def _inference(result: EvaluationResult) -> str:
     """Say how images were predicted."""
+    settings = result.settings
     window, scales, temperature = settings["window"], settings["scales"], settings["temperature"]
     parts = [
         f"windows of {window[0]} x {window[1]}, overlap {100 * settings['overlap']:.0f} %"
@@ -138,6 +138,7 @@ def _inference(settings: Mapping[str, Any]) -> str:
         "also mirrored" if settings["flip"] else "",
         settings["decoding"],
         f"temperature {temperature:.4g}" if temperature != 1 else "",
+        f"with {' '.join(result.overrides)}" if result.overrides else "",
     ]
     return "; ".join(part for part in parts if part)
 
