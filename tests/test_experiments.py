@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments import readme
+from softjaccard.cli import main
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 STORED = [each for each in readme.EXPERIMENTS if (each.path / "results").is_dir()]
@@ -20,6 +21,13 @@ def test_every_folder_of_results_is_in_the_list() -> None:
 
 def test_the_readme_is_what_the_script_makes() -> None:
     assert (EXPERIMENTS / "README.md").read_text(encoding="utf-8") == readme.readme()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("grid", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_all_settings_of_a_grid_are_known(grid: Path, tmp_path: Path) -> None:
+    root = [] if grid.stem == "smoke" else ["--data.root=data"]
+    assert main(["compare", str(grid), "--output", str(tmp_path), "--dry-run", *root]) == 0
 
 
 @pytest.mark.slow
