@@ -32,8 +32,8 @@ class JMLSemiSupervised(SemiSupervisedMethod):
     the box with its own label, and of those inside with the partner's.
 
     Wang et al. (arXiv 2302.05666) report such a training, but published no code of it; the recipe is this project's.
-    The defaults are guesses until experiments decide: UniMatch's threshold, the usual losses' factors, and an average
-    of the network as in UniMatch V2 (arXiv 2410.10777).
+    Tried on CamVid (experiments/README.md): a threshold, which soft labels cannot do without, and the network itself,
+    whose labels are better than those of an average over as many steps as a short training has.
 
     Args:
         weight: See :class:`SemiSupervisedMethod`.
@@ -46,8 +46,8 @@ class JMLSemiSupervised(SemiSupervisedMethod):
         per: Of the Jaccard loss: dataset is over the sums of the batch; see :class:`~softjaccard.JaccardLoss`.
         classes: Which enter its mean. present: those more probable than one half in some pixel that counts; with
             `confidence` classes, than the threshold. all: all.
-        average_decay: Labels are made by a moving average of the network's parameters and buffers, with this decay
-            after a warm-up; with 0 the network itself makes them.
+        average_decay: Labels are made by the network itself; or above 0 by a moving average of its parameters and
+            buffers, with this decay after a warm-up.
         region_weight: Factor of the Jaccard loss.
         cross_entropy_weight: Factor of the cross-entropy.
 
@@ -63,7 +63,7 @@ class JMLSemiSupervised(SemiSupervisedMethod):
         temperature: float = 1.0,
         per: Per | Mapping[Per, float] = "dataset",
         classes: Literal["present", "all"] = "present",
-        average_decay: float = 0.996,
+        average_decay: float = 0.0,
         region_weight: float = 0.75,
         cross_entropy_weight: float = 0.25,
     ) -> None:
