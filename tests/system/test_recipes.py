@@ -139,7 +139,10 @@ def test_a_networks_average_is_used_where_that_is_asked_for(tmp_path: Path) -> N
         (["--data.labelled=1/8"], ["data.labelled is 1/8", "share such as 0.125"]),
         (["--data.labelled=0.5", "--model.method.threshold=2"], ["threshold", "probability"]),
         (["--data.labelled=0.5", "--model.method.temperature=2"], ["temperature", "at most 1"]),
-        (["--data.labelled=0.5", "--trainer.precision=bf16-true"], ["bf16-true", "average"]),
+        (
+            ["--data.labelled=0.5", "--trainer.precision=bf16-true", "--model.method.average_decay=0.9"],
+            ["bf16-true", "average"],
+        ),
         (["--data.labelled=0.5", "--model.method.confidence=pixels"], ["model", "confidence"]),
     ],
 )

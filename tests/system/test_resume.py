@@ -187,7 +187,12 @@ def test_training_with_unlabelled_images_goes_on_within_an_epoch(
     of_a_folder: bool, softjaccard: Run, tmp_path: Path
 ) -> None:
     """Five steps an epoch; the network's average is a part of the checkpoint."""
-    settings = ["--recipe=scenes+jml-ssl", "--model.method.threshold=0.2", "--data.batch_size=2"]
+    settings = [
+        "--recipe=scenes+jml-ssl",
+        "--model.method.average_decay=0.9",
+        "--model.method.threshold=0.2",
+        "--data.batch_size=2",
+    ]
     if of_a_folder:
         rng = np.random.default_rng(0)
         for number in range(10):

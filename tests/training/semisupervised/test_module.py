@@ -179,7 +179,7 @@ def test_half_precision_trains_all_weights(kind: type[SemiSupervisedMethod]) -> 
 
 def test_the_network_is_tested_or_its_average() -> None:
     for test_average in (False, True):
-        model = model_of(JMLSemiSupervised(), test_average=test_average).eval()
+        model = model_of(JMLSemiSupervised(average_decay=0.9), test_average=test_average).eval()
         model.average.body.segmentation_head[0].bias.data.add_(torch.arange(5.0))  # type: ignore[union-attr]
         image = torch.rand(1, 3, 32, 32)
         torch.testing.assert_close(model(image), (model.average if test_average else model.network)(image))
