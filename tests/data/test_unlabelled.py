@@ -441,7 +441,7 @@ def test_folders_that_cannot_be_used(make: Any, labelled: float | None, words: s
 def test_a_folder_with_images_that_are_tested_is_refused(tmp_path: Path) -> None:
     root = draw_folder(tmp_path / "root")
     with pytest.raises(InputError, match=r"data.unlabelled: \d+ of the images in .* are val images.*Take them out"):
-        folder_data(root, unlabelled=str(root / "images"))
+        folder_data(root, unlabelled=str(root / "images")).setup("fit")
 
 
 def test_a_model_without_a_method_says_what_a_folder_is_for(tmp_path: Path) -> None:

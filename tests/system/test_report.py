@@ -72,6 +72,7 @@ def test_the_result_says_what_test_json_says(run: Path) -> None:
     record = json.loads((run / "test.json").read_text())
     scores = record.pop("scores")
     assert [record.pop(name) for name in ("other_decodings", "absent", "temperature_fit")] == [{}, [], None]
+    assert record.pop("overrides") == list(result.overrides) == []
     assert {name: getattr(result, name) for name in record} == record
     assert result.scores == scores
     for name, score in {**fine_grained_iou(result.counts), **calibration_of(result)}.items():
