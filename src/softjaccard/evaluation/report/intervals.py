@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -31,7 +32,7 @@ def score_intervals(result: EvaluationResult, names: Sequence[str]) -> dict[str,
     """Return the intervals of scores of a table of counts, by the names of `fine_grained_iou`, and of sums."""
     found = {name: bootstrap_interval(result.counts, name, resamples=RESAMPLES) for name in names}
     ranges = {name: Range(each.score, each.low, each.high) for name, each in found.items()}
-    drawn = drawn_scores(result.image_sums)
+    drawn = _drawn_once(result)
     return ranges | {
         name: Range(result.scores[name], *percentiles(values))
         for name, values in drawn.items()
@@ -43,12 +44,18 @@ def score_differences(first: EvaluationResult, second: EvaluationResult, names: 
     """Return the scores of the second less those of the first, of which each draw takes the same images."""
     found = {name: paired_bootstrap(second.counts, first.counts, name, resamples=RESAMPLES) for name in names}
     ranges = {name: Range(each.difference, each.low, each.high) for name, each in found.items()}
-    drawn, others = drawn_scores(second.image_sums), drawn_scores(first.image_sums)
+    drawn, others = _drawn_once(second), _drawn_once(first)
     return ranges | {
         name: Range(second.scores[name] - first.scores[name], *percentiles(drawn[name] - others[name]))
         for name in drawn
         if name in others and name in first.scores and name in second.scores
     }
+
+
+@lru_cache(maxsize=16)
+def _drawn_once(result: EvaluationResult) -> dict[str, Tensor]:
+    """Return the drawn scores of a result, which a report of several runs needs often."""
+    return drawn_scores(result.image_sums)
 
 
 def drawn_scores(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
