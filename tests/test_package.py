@@ -55,6 +55,11 @@ def test_imports_point_downwards(part: str) -> None:
                 assert other == part or FLOOR[other] < FLOOR[part], f"{path.name} imports {name}"
 
 
+def test_metrics_are_made_of_statistics_and_not_of_losses() -> None:
+    names = {name for path in files_of("metrics") for name in imported_modules(path)}
+    assert not {name for name in names if name.startswith("softjaccard.losses")}
+
+
 @pytest.mark.parametrize("part", CORE)
 def test_the_core_imports_nothing_but_torch(part: str) -> None:
     for path in files_of(part):

@@ -12,7 +12,15 @@ from softjaccard.labels import LabelLike
 from softjaccard.labels.kinds import Activation
 from softjaccard.losses.base import StatisticsLoss, expect_number, value_of
 from softjaccard.statistics.distributed import ProcessGroupLike
-from softjaccard.statistics.reducer import PER, Per, reduce_classes, reduce_sums, sum_images
+from softjaccard.statistics.reducer import (
+    CLASS_THRESHOLD,
+    PER,
+    PREDICTED_THRESHOLD,
+    Per,
+    reduce_classes,
+    reduce_sums,
+    sum_images,
+)
 from softjaccard.statistics.region import Backend, Gradient, RegionStatistics, Upsample
 
 if TYPE_CHECKING:
@@ -22,10 +30,6 @@ Form: TypeAlias = Literal["metric", "metric2", "product"]
 ClassRule: TypeAlias = Literal["auto", "present", "predicted", "either", "all"]
 Reduction: TypeAlias = Literal["mean", "none"]
 
-#: A class is present in a region if its label exceeds this at some pixel.
-CLASS_THRESHOLD = 0.01
-#: A class is predicted in a region if its probability exceeds this at some pixel.
-PREDICTED_THRESHOLD = 0.5
 #: Denominators and scores under this are taken as 0, so that no gradient leaves the range of float32.
 _TINY = 1e-30
 

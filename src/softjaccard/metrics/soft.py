@@ -15,11 +15,10 @@ from torch import Tensor
 from softjaccard.labels import LabelLike, RaterLabel, SmoothedLabel, as_label
 from softjaccard.labels.checks import describe
 from softjaccard.labels.kinds import HardLabel, Label
-from softjaccard.losses.region import CLASS_THRESHOLD, PREDICTED_THRESHOLD
 from softjaccard.metrics.inputs import check_distribution, check_mask, kept_pixels
 from softjaccard.metrics.iou import Classes, check_classes, choose_classes
 from softjaccard.metrics.table import ImageTable
-from softjaccard.statistics.reducer import Per, reduce_classes
+from softjaccard.statistics.reducer import CLASS_THRESHOLD, PREDICTED_THRESHOLD, Per, reduce_classes
 from softjaccard.statistics.region import RegionStatistics, region_statistics
 
 #: The statistics that the scores are made of, all (B, C) but for the pixels, which come last.

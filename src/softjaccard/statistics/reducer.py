@@ -11,6 +11,11 @@ Per: TypeAlias = Literal["dataset", "image", "class"]
 
 PER: tuple[Per, ...] = ("dataset", "image", "class")
 
+#: A class is present in a region if its label exceeds this at some pixel.
+CLASS_THRESHOLD = 0.01
+#: A class is predicted in a region if its probability exceeds this at some pixel.
+PREDICTED_THRESHOLD = 0.5
+
 
 def _weigh(values: Tensor, weights: Tensor, dim: int) -> Tensor:
     """The sums along ``dim`` that a weighted mean divides: of the weighted values, and of the weights."""

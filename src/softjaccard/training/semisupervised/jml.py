@@ -11,9 +11,8 @@ from torch import Tensor
 from softjaccard.labels import TeacherLabel
 from softjaccard.losses import JaccardLoss
 from softjaccard.losses.base import expect_number, expect_temperature
-from softjaccard.losses.region import PREDICTED_THRESHOLD
 from softjaccard.statistics import confidence_map
-from softjaccard.statistics.reducer import Per
+from softjaccard.statistics.reducer import PREDICTED_THRESHOLD, Per
 from softjaccard.training.semisupervised.base import Part, PseudoLabel, SemiSupervisedMethod, StreamLoss
 
 Confidence = Literal["mask", "weight", "classes"]
