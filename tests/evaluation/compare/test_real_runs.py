@@ -142,3 +142,16 @@ def test_settings_are_checked_before_anything_starts(
     assert error.count("\n") == 1
     assert all(word in error for word in words), error
     assert not (tmp_path / "output").exists()
+
+
+def test_a_missing_file_of_weights_is_told_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid, output = tmp_path / "grid.yaml", tmp_path / "output"
+    grid.write_text("recipe: scenes\nsettings: {model.encoder_weights: weights/none.pth}\nrows: {a: , b: }\n")
+    assert main(["compare", str(grid), "--output", str(output)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "there is no file weights/none.pth" in error
+    assert not (output / "runs" / "a").exists()
+    assert not (output / "results").exists()

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from softjaccard.errors import InputError
 from softjaccard.evaluation.compare.grid import Grid, RunName, read_grid
-from softjaccard.evaluation.compare.plan import Again, Resolve, changed_runs, make_plan, resolve_runs
+from softjaccard.evaluation.compare.plan import Again, Resolve, changed_runs, check_weights, make_plan, resolve_runs
 from softjaccard.evaluation.compare.processes import Executor, Resources
 from softjaccard.evaluation.compare.progress import Progress
 from softjaccard.evaluation.compare.tables import check_results, write_tables
@@ -51,6 +51,7 @@ def compare(grid: Grid, output: Path, resolve: Resolve, resources: Resources, ag
     wanted = resolve_runs(grid, output, resolve)
     with _locked(output) as lock, _stopped_by_term():
         plan = make_plan(grid, output, wanted, resolve, again)
+        check_weights(plan)
         done = sum(not planned.pending for planned in plan.values())
         with Progress(len(plan), done) as progress:
             Executor(grid, output, plan, resources, progress, lock).execute()

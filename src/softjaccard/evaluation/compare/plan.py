@@ -116,6 +116,22 @@ def make_plan(
     return plan
 
 
+def check_weights(plan: Mapping[RunName, Planned]) -> None:
+    """Look whether the files that encoders start from are there, before the first of many runs fails without its own.
+
+    Raises:
+        InputError: If one is missing.
+    """
+    begun = [planned.wanted.config["model"] for planned in plan.values() if planned.action == "train"]
+    for weights in {model.get("init_args", {}).get("encoder_weights") for model in begun}:
+        path = Path(weights or "").expanduser()
+        if path.suffix in (".pth", ".safetensors") and not path.is_file():
+            raise InputError(
+                f"model.encoder_weights: there is no file {weights}. Put it there, or name another one, or published "
+                "weights: --model.encoder_weights imagenet."
+            )
+
+
 def changed_runs(grid: Grid, output: Path, resolve: Resolve) -> dict[RunName, str]:
     """Say of runs whose results have other settings than the grid what differs.
 
