@@ -23,8 +23,8 @@ Resolve = Callable[[Sequence[str]], dict[str, Any]]
 Again = Literal["failed", "changed"]
 Action = Literal["done", "failed", "train", "resume", "test"]
 
-# Where data and weights are, how data are read, and how often a run is saved does not change what comes out; nor, but for
-# rounding, does the order of tensors in memory, of which processors and GPUs like different ones.
+# Where data and weights are, how data are read, and how often a run is saved does not change what comes out; nor,
+# but for rounding, does the order of tensors in memory, of which processors and GPUs like different ones.
 _FREE = {"root", "workers", "cache", "checkpoint_every", "channels_last"}
 _BY_NAME = {"encoder_weights"}
 _SHOWN = 3
