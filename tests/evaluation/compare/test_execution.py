@@ -482,6 +482,11 @@ def test_tables_of_what_is_there(world: World, tmp_path: Path) -> None:
         "- b, seed 1 has no result yet.",
         "- student is not compared: it was tested on other images or classes.",
     ]
+    for seed in (0, 1):
+        (output / "results" / "student" / f"{seed}.json").unlink()
+    remake_tables(grid, output, resolve)
+    lines = (output / "table.md").read_text().splitlines()
+    assert lines[-2:] == ["- student, seeds 0, 1 have no results yet.", "- b, seed 1 has no result yet."]
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text(GRID.replace("NLL", "mIoUD"))
     with pytest.raises(InputError, match=r"no run has mIoUD\. Did you mean mIoU_D"):

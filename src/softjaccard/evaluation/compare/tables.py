@@ -210,11 +210,22 @@ def markdown(summary: Summary) -> str:
         ]
     notes = [
         *(f"- {run} failed: {reason}" for run, reason in summary.failed.items()),
-        *(f"- {run} has no result yet." for run in summary.missing),
+        *_missing_notes(summary.missing),
         *(f"- {run} {told}." for run, told in summary.changed.items()),
         *(f"- {row} is not compared: it was tested on other images or classes." for row in summary.unlike),
     ]
     return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
+
+
+def _missing_notes(missing: Sequence[RunName]) -> Iterator[str]:
+    """Yield a line for each row that lacks results."""
+    seeds: dict[str, list[int]] = {}
+    for run in missing:
+        seeds.setdefault(run.row, []).append(run.seed)
+    for row, lacking in seeds.items():
+        many = len(lacking) > 1
+        told = "seeds {} have no results yet" if many else "seed {} has no result yet"
+        yield f"- {row}, {told.format(', '.join(map(str, lacking)))}."
 
 
 def _score_rows(summary: Summary) -> Iterator[list[str]]:
