@@ -270,7 +270,7 @@ def test_other_settings_are_refused_or_replace_what_is_there(
 ) -> None:
     output = run(tmp_path)
     before = tables(output)
-    moved = GRID.replace("data.root: here", "data.root: there")
+    moved = GRID.replace("data.root: here", "data.root: there, model.channels_last: true, checkpoint_every: 7")
     assert tables(run(tmp_path, moved)) == before
     assert len(world.started) == 10
     other = GRID.replace("model.skill: 3.0", "model.skill: 2.0")
