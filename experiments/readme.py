@@ -41,6 +41,8 @@ EXPERIMENTS = (
     Experiment("camvid_distillation", "camvid_distillation"),
     Experiment("camvid_semisupervised", "camvid_semisupervised"),
     Experiment("camvid_semisupervised_choices", "camvid_semisupervised_choices"),
+    Experiment("scenes_semisupervised", "scenes_semisupervised"),
+    Experiment("camvid_full", "camvid_full"),
     Experiment("bu_bil", "bu_bil"),
 )
 
@@ -62,7 +64,8 @@ def section(experiment: Experiment) -> str:
     comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
     about = [line.removeprefix("# ") for line in comment if not line.startswith("#  ")]  # the command is below
     command = ["softjaccard", "compare", f"experiments/{experiment.grid}.yaml"]
-    command += ["--output", f"experiments/{experiment.folder}", "--data.root", "PATH", *experiment.further]
+    command += ["--output", f"experiments/{experiment.folder}"]
+    command += [*([] if experiment.grid.startswith("scenes") else ["--data.root", "PATH"]), *experiment.further]
     title, _, table = (experiment.path / "table.md").read_text(encoding="utf-8").partition("\n")
     settings = f" ({' '.join(experiment.further)})" if experiment.further else ""
     picture = f"![Differences]({experiment.folder}/differences.png)"
