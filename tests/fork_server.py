@@ -33,6 +33,10 @@ def interrupt(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
+def terminate(*_: Any, **__: Any) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def stop(module: SupervisedSegmentation, *_: Any) -> None:
     module.trainer.should_stop = True
 
@@ -45,6 +49,7 @@ def die_in(place: str, count: float) -> None:
     owner, name, before, after = {
         "training step": (SupervisedSegmentation, "training_step", die, None),
         "Ctrl-C": (SupervisedSegmentation, "training_step", interrupt, None),
+        "SIGTERM": (SupervisedSegmentation, "training_step", terminate, None),
         "stop": (SupervisedSegmentation, "training_step", stop, None),
         "optimiser": (torch.optim.AdamW, "step", None, die),
         "validation": (SupervisedSegmentation, "validation_step", die, None),

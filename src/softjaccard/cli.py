@@ -98,6 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 2 after an error in what the user gave, which is told in one line on stderr; 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: With 143, after SIGTERM in a training.
     """
     parser = _build_parser()
     if os.getcwd() not in sys.path:

@@ -110,9 +110,12 @@ def test_the_checkpoint_has_what_it_should(uninterrupted: Path) -> None:
     assert [step for step, _ in curves["val/mIoU_D"]] == [2, 7, 12]
 
 
-def test_a_run_that_is_stopped_says_where_it_goes_on(softjaccard: Run, uninterrupted: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("how", "code"), [("Ctrl-C", 130), ("SIGTERM", 128 + signal.SIGTERM)])
+def test_a_run_that_is_stopped_says_where_it_goes_on(
+    softjaccard: Run, uninterrupted: Path, tmp_path: Path, how: str, code: int
+) -> None:
     output = tmp_path / "run"
-    assert fit(softjaccard, output, [], ("Ctrl-C", 8)) == 1
+    assert fit(softjaccard, output, [], (how, 8)) == code
     assert "--resume goes on from step 6." in output.with_suffix(".log").read_text()
     assert fit(softjaccard, output, []) == 0
     assert "Going on from step 6." in output.with_suffix(".log").read_text()

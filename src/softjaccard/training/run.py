@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import platform
 import re
+import signal
 import sys
 import warnings
 from argparse import ArgumentError
@@ -27,6 +28,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import softjaccard
 from softjaccard.data.module import SegmentationData
@@ -120,9 +122,11 @@ def fit(
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
     try:
         trainer.fit(model, data, ckpt_path=last if resume and last.exists() else None)
-    except SystemExit:  # Lightning's answer to Ctrl-C
+    except SystemExit as stop:  # Lightning's answer to Ctrl-C, and to SIGTERM, there with the exit code of success
         _say(_after_stop(saved_config.exists(), checkpoints.step))
-        raise
+        if isinstance(stop, SIGTERMException):
+            raise SystemExit(128 + signal.SIGTERM) from stop
+        raise KeyboardInterrupt from stop
     score = "" if checkpoints.best is None else f", best validation mIoU_D {checkpoints.best:.4f}"
     _say(f"Trained for {how_far(trainer)}{score}. The run is in {output}.")
     if saved_config.exists() and checkpoints.step < trainer.global_step:
