@@ -77,9 +77,9 @@ def test_a_run_is_not_overwritten(run: Path, root: Path, capsys: pytest.CaptureF
     assert "already holds a run" in error
     assert "--resume" in error
     assert fit(root, run, *TINY, "--resume", "--model.encoder=tu-test_efficientnet") == 2
-    assert "the model given differs" in capsys.readouterr().err
+    assert "model.encoder: tu-test_resnet, now tu-test_efficientnet. Repeat" in capsys.readouterr().err
     assert fit(root, run, *TINY, "--resume", "--data.crop=[64,64]") == 2
-    assert "the data given differs" in capsys.readouterr().err
+    assert "config.yaml, but others are given: data.crop: " in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 

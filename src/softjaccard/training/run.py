@@ -36,7 +36,7 @@ from softjaccard.errors import InputError, nearest_names
 from softjaccard.files import remove_unfinished
 from softjaccard.training.checkpoints import CheckpointFiles, RunCheckpoints, RunConfig, load_checkpoint
 from softjaccard.training.hints import with_hint
-from softjaccard.training.recipes import merge
+from softjaccard.training.recipes import changed_settings, merge
 from softjaccard.training.reporting import CSVFile, how_far, progress
 from softjaccard.training.resumption import MAX_SEED, Resumption
 
@@ -413,12 +413,13 @@ def _as_plain(parser: ArgumentParser, config: Config) -> dict[str, Any]:
 
 
 def _check_same_run(config: dict[str, Any], saved: dict[str, Any], output: Path) -> None:
-    for name in ("seed", "model", "data"):
-        if _what_counts(config[name]) != _what_counts(saved[name]):
-            raise InputError(
-                f"A run is resumed with the {name} it began with, but the {name} given differs from that in "
-                f"{output / 'config.yaml'}. Repeat those settings, or start another run with another --output."
-            )
+    before, now = ({name: _what_counts(each[name]) for name in ("seed", "model", "data")} for each in (saved, config))
+    if changed := changed_settings(before, now):
+        more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise InputError(
+            f"A run is resumed with the settings in {output / 'config.yaml'}, but others are given: "
+            f"{'; '.join(changed[:3])}{more}. Repeat those, or start another run with another --output."
+        )
 
 
 def _what_counts(part: Any) -> Any:

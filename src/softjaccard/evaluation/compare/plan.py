@@ -16,6 +16,7 @@ from softjaccard.errors import InputError, InputErrors
 from softjaccard.evaluation.compare.grid import Grid, RunName
 from softjaccard.evaluation.compare.records import Journal, Record, load_record
 from softjaccard.files import write_text
+from softjaccard.training.recipes import changed_settings
 
 Resolve = Callable[[Sequence[str]], dict[str, Any]]
 """From the arguments of `softjaccard fit` to every setting; raises an InputError."""
@@ -184,13 +185,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         >>> differences({"data": {"root": "a", "crop": [3, 4]}}, {"data": {"root": "b", "crop": [3, 5]}})
         ['data.crop: [3, 4], now [3, 5]']
     """
-    first, second = _flat(_what_counts(before)), _flat(_what_counts(now))
-    missing = "not set"
-    return [
-        f"{key.replace('.init_args', '')}: {first.get(key, missing)}, now {second.get(key, missing)}"
-        for key in dict.fromkeys([*first, *second])
-        if first.get(key, missing) != second.get(key, missing)
-    ]
+    return changed_settings(_what_counts(before), _what_counts(now))
 
 
 class _Planner:
@@ -269,14 +264,3 @@ def _what_counts(value: Any) -> Any:
             if key not in _FREE
         }
     return [_what_counts(part) for part in value] if isinstance(value, list | tuple) else value
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of a nested mapping by their dotted names."""
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    return {
-        name: leaf
-        for key, part in value.items()
-        for name, leaf in _flat(part, f"{prefix}.{key}" if prefix else str(key)).items()
-    }
