@@ -21,7 +21,7 @@ FLOORS = (
     {"labels"},
     {"statistics"},
     {"losses"},
-    {"errors", "files", "machine"},
+    {"errors", "files", "machine", "settings"},
     {"data", "models", "metrics"},
     {"training", "evaluation", "recipes"},
     {"demo"},

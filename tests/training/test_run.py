@@ -26,8 +26,8 @@ def test_paths_are_the_same_however_they_are_spelled(
     for spelled in ("runs/a", "./runs/a/", str(tmp_path / "runs" / "a"), "link/runs/a", "~/runs/a", "runs/b/../a"):
         _check_same_run(config(**{name: spelled, "loss": "l"}), saved, tmp_path)
     for other in ("runs/b", "a", None):
-        with pytest.raises(InputError, match="the model given differs"):
+        with pytest.raises(InputError, match="but others are given: model"):
             _check_same_run(config(**{name: other, "loss": "l"}), saved, tmp_path)
     _check_same_run(config(**{name: None}), config(**{name: None}), tmp_path)
-    with pytest.raises(InputError, match="the model given differs"):
+    with pytest.raises(InputError, match="but others are given: model"):
         _check_same_run(config(**{name: "runs/a", "loss": "./l"}), saved, tmp_path)

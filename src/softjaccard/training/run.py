@@ -34,9 +34,10 @@ import softjaccard
 from softjaccard.data.module import SegmentationData
 from softjaccard.errors import InputError, nearest_names
 from softjaccard.files import remove_unfinished
+from softjaccard.settings import changed_settings
 from softjaccard.training.checkpoints import CheckpointFiles, RunCheckpoints, RunConfig, load_checkpoint
 from softjaccard.training.hints import with_hint
-from softjaccard.training.recipes import changed_settings, merge
+from softjaccard.training.recipes import merge
 from softjaccard.training.reporting import CSVFile, how_far, progress
 from softjaccard.training.resumption import MAX_SEED, Resumption
 

@@ -16,7 +16,7 @@ from softjaccard.errors import InputError, InputErrors
 from softjaccard.evaluation.compare.grid import Grid, RunName
 from softjaccard.evaluation.compare.records import Journal, Record, load_record
 from softjaccard.files import write_text
-from softjaccard.training.recipes import changed_settings
+from softjaccard.settings import changed_settings
 
 Resolve = Callable[[Sequence[str]], dict[str, Any]]
 """From the arguments of `softjaccard fit` to every setting; raises an InputError."""
