@@ -58,14 +58,19 @@ def make_tables(experiment: Experiment) -> None:
         raise SystemExit(code)
 
 
+def data_arguments(grid: Path) -> list[str]:
+    """Return what says where a grid's data are; nothing for scenes, which are drawn."""
+    return [] if "\nrecipe: scenes" in grid.read_text(encoding="utf-8") else ["--data.root", "PATH"]
+
+
 def section(experiment: Experiment) -> str:
     """Return the README's part about an experiment: what the grid's first comment says, its command, and its table."""
-    lines = (HERE / f"{experiment.grid}.yaml").read_text(encoding="utf-8").splitlines()
+    grid = HERE / f"{experiment.grid}.yaml"
+    lines = grid.read_text(encoding="utf-8").splitlines()
     comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
     about = [line.removeprefix("# ") for line in comment if not line.startswith("#  ")]  # the command is below
     command = ["softjaccard", "compare", f"experiments/{experiment.grid}.yaml"]
-    command += ["--output", f"experiments/{experiment.folder}"]
-    command += [*([] if experiment.grid.startswith("scenes") else ["--data.root", "PATH"]), *experiment.further]
+    command += ["--output", f"experiments/{experiment.folder}", *data_arguments(grid), *experiment.further]
     title, _, table = (experiment.path / "table.md").read_text(encoding="utf-8").partition("\n")
     settings = f" ({' '.join(experiment.further)})" if experiment.further else ""
     picture = f"![Differences]({experiment.folder}/differences.png)"

@@ -26,8 +26,7 @@ def test_the_readme_is_what_the_script_makes() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("grid", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_all_settings_of_a_grid_are_known(grid: Path, tmp_path: Path) -> None:
-    root = [] if grid.stem.startswith(("scenes", "smoke")) else ["--data.root=data"]
-    assert main(["compare", str(grid), "--output", str(tmp_path), "--dry-run", *root]) == 0
+    assert main(["compare", str(grid), "--output", str(tmp_path), "--dry-run", *readme.data_arguments(grid)]) == 0
 
 
 @pytest.mark.slow

@@ -1,9 +1,14 @@
-"""Settings as plain data: what differs between two configs."""
+"""Settings as plain data: which of them do not change what comes out, and what differs between two configs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+#: Where data are, how they are read, and how often a run is saved do not change what comes out of it; nor, but for
+#: rounding, does the order of tensors in memory, of which processors and GPUs like different ones.
+FREE_SETTINGS = frozenset({"root", "workers", "cache", "checkpoint_every", "channels_last"})
+_SHOWN = 3
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -20,6 +25,16 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
         for key in dict.fromkeys([*first, *second])
         if first.get(key, missing) != second.get(key, missing)
     ]
+
+
+def in_short(changes: Sequence[str]) -> str:
+    """Join the first few changes, and say how many more there are.
+
+    Example:
+        >>> in_short(["a: 1, now 2", "b: 1, now 2", "c: 1, now 2", "d: 1, now 2", "e: 1, now 2"])
+        'a: 1, now 2; b: 1, now 2; c: 1, now 2; and 2 more'
+    """
+    return "; ".join(changes[:_SHOWN]) + (f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else "")
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

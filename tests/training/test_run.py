@@ -29,5 +29,6 @@ def test_paths_are_the_same_however_they_are_spelled(
         with pytest.raises(InputError, match="but others are given: model"):
             _check_same_run(config(**{name: other, "loss": "l"}), saved, tmp_path)
     _check_same_run(config(**{name: None}), config(**{name: None}), tmp_path)
+    _check_same_run(config(channels_last=True), config(channels_last=False), tmp_path)
     with pytest.raises(InputError, match="but others are given: model"):
         _check_same_run(config(**{name: "runs/a", "loss": "./l"}), saved, tmp_path)

@@ -67,7 +67,7 @@ def create_model(
         raise InputError(f"architecture '{architecture}' is unknown; segmentation_models.pytorch has: {known}.")
     if not 0 <= dropout < 1:
         raise InputError(f"dropout is {dropout}, but must be from 0 to below 1.")
-    path = _weights_path(encoder, encoder_weights)
+    path = weights_path(encoder, encoder_weights)
     published = None if path else encoder_weights
     if published in _tags(encoder):
         encoder = f"{encoder.partition('.')[0]}.{published}"
@@ -152,13 +152,22 @@ def _drop_unused(encoder: nn.Module, unused: set[int]) -> None:
         parameter.requires_grad_(id(parameter) not in unused)
 
 
-def _weights_path(encoder: str, weights: str | None) -> Path | None:
-    """Return the file that is meant, or None for random and published weights."""
+def weights_path(encoder: str, weights: str | None) -> Path | None:
+    """Return the file that an encoder's weights are in, or None for random and published weights.
+
+    Raises:
+        InputError: If it is missing, or there are no published weights of that name.
+    """
     if weights is None:
         return None
     path = Path(weights).expanduser()
-    if path.is_file() or any(separator in weights for separator in {"/", os.sep}):
+    if path.is_file():
         return path
+    if any(separator in weights for separator in {"/", os.sep}):
+        raise InputError(
+            f"encoder_weights: there is no file {weights}. Put it there, or name another one, or published weights "
+            "(imagenet)."
+        )
     known = smp.encoders.encoders.get(encoder, {"pretrained_settings": ["imagenet"]})
     published = ["imagenet", *_tags(encoder)] if encoder.startswith("tu-") else list(known["pretrained_settings"])
     if weights not in published:

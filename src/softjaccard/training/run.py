@@ -34,7 +34,7 @@ import softjaccard
 from softjaccard.data.module import SegmentationData
 from softjaccard.errors import InputError, nearest_names
 from softjaccard.files import remove_unfinished
-from softjaccard.settings import changed_settings
+from softjaccard.settings import FREE_SETTINGS, changed_settings, in_short
 from softjaccard.training.checkpoints import CheckpointFiles, RunCheckpoints, RunConfig, load_checkpoint
 from softjaccard.training.hints import with_hint
 from softjaccard.training.recipes import merge
@@ -57,8 +57,6 @@ _FIXED_TRAINER_OPTIONS = {
 
 _PARTS = ("seed", "model", "data", "checkpoint_every", "trainer")
 
-# A resumed run may find its data elsewhere, or read them in another way.
-_FREE_DATA_SETTINGS = {"root", "workers", "cache"}
 _PATHS = {"encoder_weights", "teacher", "teacher_cache", "labelled", "unlabelled"}
 
 _SEED = restricted_number_type("Seed", int, [(">=", 0), ("<=", MAX_SEED)])
@@ -416,10 +414,9 @@ def _as_plain(parser: ArgumentParser, config: Config) -> dict[str, Any]:
 def _check_same_run(config: dict[str, Any], saved: dict[str, Any], output: Path) -> None:
     before, now = ({name: _what_counts(each[name]) for name in ("seed", "model", "data")} for each in (saved, config))
     if changed := changed_settings(before, now):
-        more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise InputError(
             f"A run is resumed with the settings in {output / 'config.yaml'}, but others are given: "
-            f"{'; '.join(changed[:3])}{more}. Repeat those, or start another run with another --output."
+            f"{in_short(changed)}. Repeat those, or start another run with another --output."
         )
 
 
@@ -430,7 +427,7 @@ def _what_counts(part: Any) -> Any:
     settings = {
         name: str(Path(value).expanduser().resolve()) if name in _PATHS and isinstance(value, str) else value
         for name, value in part.get("init_args", {}).items()
-        if name not in _FREE_DATA_SETTINGS
+        if name not in FREE_SETTINGS
     }
     return {**part, "init_args": settings}
 

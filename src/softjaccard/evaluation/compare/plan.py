@@ -16,7 +16,7 @@ from softjaccard.errors import InputError, InputErrors
 from softjaccard.evaluation.compare.grid import Grid, RunName
 from softjaccard.evaluation.compare.records import Journal, Record, load_record
 from softjaccard.files import write_text
-from softjaccard.settings import changed_settings
+from softjaccard.settings import FREE_SETTINGS, changed_settings, in_short
 
 Resolve = Callable[[Sequence[str]], dict[str, Any]]
 """From the arguments of `softjaccard fit` to every setting; raises an InputError."""
@@ -24,11 +24,8 @@ Resolve = Callable[[Sequence[str]], dict[str, Any]]
 Again = Literal["failed", "changed"]
 Action = Literal["done", "failed", "train", "resume", "test"]
 
-# Where data and weights are, how data are read, and how often a run is saved does not change what comes out; nor,
-# but for rounding, does the order of tensors in memory, of which processors and GPUs like different ones.
-_FREE = {"root", "workers", "cache", "checkpoint_every", "channels_last"}
 _BY_NAME = {"encoder_weights"}
-_SHOWN = 3
+"""Files that may be anywhere."""
 
 
 @dataclass(frozen=True)
@@ -119,19 +116,16 @@ def make_plan(
 
 
 def check_weights(plan: Mapping[RunName, Planned]) -> None:
-    """Look whether the files that encoders start from are there, before the first of many runs fails without its own.
+    """Look whether the weights that encoders start from are there, before the first of many runs fails without its own.
 
     Raises:
-        InputError: If one is missing.
+        InputError: If a file is missing, or an encoder has no published weights of that name.
     """
-    begun = [planned.wanted.config["model"] for planned in plan.values() if planned.action == "train"]
-    for weights in {model.get("init_args", {}).get("encoder_weights") for model in begun}:
-        path = Path(weights or "").expanduser()
-        if path.suffix in (".pth", ".safetensors") and not path.is_file():
-            raise InputError(
-                f"model.encoder_weights: there is no file {weights}. Put it there, or name another one, or published "
-                "weights: --model.encoder_weights imagenet."
-            )
+    from softjaccard.models.factory import weights_path
+
+    models = [each.wanted.config["model"].get("init_args", {}) for each in plan.values() if each.action == "train"]
+    for encoder, weights in {(model.get("encoder", ""), model.get("encoder_weights")) for model in models}:
+        weights_path(encoder, weights)
 
 
 def changed_runs(grid: Grid, output: Path, resolve: Resolve) -> dict[RunName, str]:
@@ -233,8 +227,7 @@ class _Planner:
         return {str(need): self.plan[need].fingerprint for need in self._grid.needs(run) if need in self.plan}
 
     def _note(self, run: RunName, stale: Sequence[str]) -> None:
-        shown = "; ".join(stale[:_SHOWN]) + (f"; and {len(stale) - _SHOWN} more" if len(stale) > _SHOWN else "")
-        self.changed[run] = f"was run with other settings than the grid has now ({shown})"
+        self.changed[run] = f"was run with other settings than the grid has now ({in_short(stale)})"
 
     def _stale(
         self, run: RunName, before: Mapping[str, Any], needs: Mapping[str, str], now: Mapping[str, Any]
@@ -261,6 +254,6 @@ def _what_counts(value: Any) -> Any:
         return {
             key: Path(part).name if key in _BY_NAME and isinstance(part, str) else _what_counts(part)
             for key, part in value.items()
-            if key not in _FREE
+            if key not in FREE_SETTINGS
         }
     return [_what_counts(part) for part in value] if isinstance(value, list | tuple) else value
