@@ -324,6 +324,7 @@ def test_a_teacher_of_logits_only_is_refused_where_features_are_compared(kind: K
         (StructuredDistillation, {"pair_weight": -1.0}, "pair_weight"),
         (JMLDistillation, {"label_weight": -1.0}, "label_weight"),
         (JMLDistillation, {"classes": "confident"}, "classes"),
+        (CrossImageRelationalDistillation, {"pooling": 0}, "pooling"),
     ],
     ids=str,
 )
@@ -450,18 +451,31 @@ def test_cirkd_keeps_no_similarities_for_backward() -> None:
     assert 0 < max(saved) <= student.features.numel() < 400**2, "the similarities of two images are 400 x 400"
 
 
-def test_cirkd_averages_large_maps_over_the_cells_that_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("softjaccard.training.distillation.cirkd._POOLED_FROM", 8 * 12)
-    student, teacher = (NetworkOutput(torch.randn(3, 2, 8, 12), None, torch.randn(3, 5, 8, 12)) for _ in range(2))
-    counted = torch.rand(3, 8, 12) < 0.6
-    features, pooled = [arrays(each)["features"] for each in (student, teacher)], np.zeros((2, 3, 5, 2, 3))
-    cells = np.zeros((3, 2, 3), dtype=bool)
-    for n, i, j in np.ndindex(cells.shape):
-        square = np.s_[4 * i : 4 * i + 4, 4 * j : 4 * j + 4]
-        kept = counted.numpy()[n][square]
-        cells[n, i, j] = kept.sum() >= 8
-        for one, network in enumerate(features):
-            pooled[one, n, :, i, j] = network[n][(slice(None), *square)][:, kept].mean(1)
+def averaged(features: np.ndarray, cells: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means (B, D, h, w) over those of a square's cells that count, and whether these are at least half of it."""
+    size = [-(-side // length) for side in cells.shape[1:]]
+    pooled, counted = np.zeros((*features.shape[:2], *size)), np.zeros((len(cells), *size), dtype=bool)
+    for n, i, j in np.ndindex(counted.shape):
+        square = np.s_[length * i : length * (i + 1), length * j : length * (j + 1)]
+        kept = cells[n][square]
+        counted[n, i, j] = 2 * kept.sum() >= kept.size
+        if kept.any():
+            pooled[n, :, i, j] = features[n][(slice(None), *square)][:, kept].mean(1)
+    return pooled, counted
+
+
+@pytest.mark.parametrize(
+    ("pooling", "from_cells", "length"), [(None, 9 * 11, 4), (None, 9 * 11 + 1, 1), (1, 9 * 11, 1), (2, 1000, 2)]
+)
+def test_cirkd_averages_maps_over_the_cells_that_count(
+    monkeypatch: pytest.MonkeyPatch, pooling: int | None, from_cells: int, length: int
+) -> None:
+    monkeypatch.setattr("softjaccard.training.distillation.cirkd._POOLED_FROM", from_cells)
+    student, teacher = (NetworkOutput(torch.randn(3, 2, 9, 11), None, torch.randn(3, 5, 9, 11)) for _ in range(2))
+    counted = torch.rand(3, 9, 11) < 0.6
+    (own, cells), (fixed, _) = (
+        averaged(arrays(each)["features"], counted.numpy(), length) for each in (student, teacher)
+    )
     assert 0 < cells.sum() < cells.size
-    expected = formulas.cirkd_of_cells(*pooled, cells)
-    oracle.close(CrossImageRelationalDistillation()(student, teacher, counted), expected, 1e-5)
+    expected = formulas.cirkd_of_cells(own, fixed, cells)
+    oracle.close(CrossImageRelationalDistillation(pooling=pooling)(student, teacher, counted), expected, 1e-5)
