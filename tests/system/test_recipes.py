@@ -156,7 +156,7 @@ def test_errors_of_semi_supervised_training(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert all(word in error for word in words), error
-    assert not (tmp_path / "run" / "labelled.txt").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def draw_folder(root: Path) -> None:

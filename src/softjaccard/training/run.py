@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import platform
 import re
+import shutil
 import signal
 import sys
 import warnings
@@ -112,6 +113,7 @@ def fit(
             TensorBoardLogger(output, name="", version="tensorboard", purge_step=step if resume else None),
         ],
     )
+    made = first and not output.exists()
     output.mkdir(parents=True, exist_ok=True)
     if resume and first:
         remove_unfinished(output, last.parent)
@@ -121,6 +123,10 @@ def fit(
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
     try:
         trainer.fit(model, data, ckpt_path=last if resume and last.exists() else None)
+    except InputError:
+        if made and not saved_config.exists():  # refused before its first step
+            shutil.rmtree(output)
+        raise
     except SystemExit as stop:  # Lightning's answer to Ctrl-C, and to SIGTERM, there with the exit code of success
         _say(_after_stop(saved_config.exists(), checkpoints.step))
         if isinstance(stop, SIGTERMException):

@@ -256,7 +256,12 @@ def test_failed_runs_are_told_and_not_tried_again(
         "- pupil, seed 0 failed: breaks, seed 0 has failed",
     ]
     assert "| breaks | 0 | - |" in "\n".join(lines)
-    assert "[4/9] breaks, seed 0: failed" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "[4/9] breaks, seed 0: failed" in printed
+    first = lines[4 : lines.index("", 4)]  # the table of scores
+    assert [line.split() for line in printed.splitlines()[-len(first) : -1]] == [
+        line.replace("|", " ").split() for line in first if "---" not in line
+    ]
     # What the grid has other settings for by now is tried again, and what is told to be.
     mended = FAILING.replace("model.loss: breaks", "model.loss: works").replace("raises}", "works}")
     for again in ([], ["failed"]):

@@ -18,7 +18,7 @@ from softjaccard.evaluation.compare.grid import Grid, RunName, read_grid
 from softjaccard.evaluation.compare.plan import Again, Resolve, changed_runs, check_weights, make_plan, resolve_runs
 from softjaccard.evaluation.compare.processes import Executor, Resources
 from softjaccard.evaluation.compare.progress import Progress
-from softjaccard.evaluation.compare.tables import check_results, write_tables
+from softjaccard.evaluation.compare.tables import check_results, print_scores, write_tables
 
 __all__ = ["Again", "Resolve", "Resources", "compare", "read_grid", "remake_tables", "show_plan"]
 
@@ -87,6 +87,7 @@ def show_plan(grid: Grid, output: Path, resolve: Resolve, again: Collection[Agai
 
 def _write_tables(grid: Grid, output: Path, changed: Mapping[RunName, str]) -> None:
     summary = write_tables(grid, output, changed)
+    print_scores(summary)
     sys.stdout.write(f"Written to {output / 'table.md'} and table.csv.\n")
     if summary.changed:
         told = "have other settings than the grid has now; the table says which."

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from torch import Tensor
 
 from softjaccard.errors import InputError, InputErrors
@@ -29,6 +32,8 @@ _COLUMNS = (
     "changed",
 )  # fmt: skip
 _UNCERTAIN = "~"
+#: Wider than any table, whose lines are to be broken by the terminal and not between words.
+_ANY_WIDTH = 1000
 
 
 @dataclass(frozen=True)
@@ -255,6 +260,16 @@ def _difference_text(score: str, difference: Difference | None) -> str:
         return text
     text += f" [{score_text(score, difference.low, '+')}, {score_text(score, difference.high, '+')}]"
     return text if difference.separable else f"{text} {_UNCERTAIN}"
+
+
+def print_scores(summary: Summary) -> None:
+    """Print the table of scores, as wide as it is."""
+    table = Table("", "n", *summary.grid.scores, box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for cells in _score_rows(summary):
+        table.add_row(*map(escape, cells))
+    Console(width=_ANY_WIDTH).print(table, highlight=False)
 
 
 def _markdown_table(heads: Sequence[str], rows: Iterator[list[str]]) -> list[str]:
