@@ -9,7 +9,7 @@ Losses are in :mod:`softjaccard.losses`, soft labels in :mod:`softjaccard.labels
 :mod:`softjaccard.statistics`, scores in :mod:`softjaccard.metrics`; see each for its own overview.
 """
 
-from softjaccard.labels import RaterLabel, SmoothedLabel, TeacherLabel, boundary, dense
+from softjaccard.labels import RaterLabel, SmoothedLabel, TeacherLabel, boundary, dense, neighbourhood
 from softjaccard.losses import (
     CompoundLoss,
     CrossEntropyLoss,
@@ -52,6 +52,7 @@ __all__ = [
     "jaccard_loss",
     "kl_divergence",
     "metrics",
+    "neighbourhood",
     "region_statistics",
     "tversky_loss",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch.nn.functional import interpolate
@@ -15,10 +17,11 @@ from softjaccard import (
     SmoothedLabel,
     boundary,
     dense,
+    neighbourhood,
 )
 from softjaccard.errors import InputError
 from softjaccard.models import NetworkOutput
-from softjaccard.training import AveragedVotes, HardLabel, RandomAnnotator, SmoothLabel
+from softjaccard.training import AveragedVotes, HardLabel, NeighbourLabel, RandomAnnotator, SmoothLabel, TrainingLabel
 from softjaccard.training.objectives import Objective, Objectives, supervised_objectives
 
 CLASSES = 4
@@ -48,6 +51,8 @@ def test_smoothed_labels_are_made_of_the_hard_one() -> None:
         (SmoothLabel(), SmoothedLabel(index, 0.5, boundary(index, 3))),
         (SmoothLabel(0.2, kernel_size=5), SmoothedLabel(index, 0.2, boundary(index, 5))),
         (SmoothLabel(0.1, kernel_size=None), SmoothedLabel(index, 0.1)),
+        (NeighbourLabel(), neighbourhood(index)),
+        (NeighbourLabel(0.3, 5, 2.0), neighbourhood(index, 0.3, 5, 2.0)),
     ):
         for made, wanted in zip(dense(label(batch()).label, CLASSES), dense(expected, CLASSES), strict=True):
             torch.testing.assert_close(made, wanted)
@@ -80,11 +85,20 @@ def test_data_without_votes_are_refused(label: AveragedVotes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"), [({"epsilon": 1.5}, "epsilon is 1.5"), ({"kernel_size": 4}, "kernel_size is 4.*odd")]
+    ("kind", "settings", "words"),
+    [
+        (SmoothLabel, {"epsilon": 1.5}, "epsilon is 1.5"),
+        (SmoothLabel, {"kernel_size": 4}, "kernel_size is 4.*odd"),
+        (NeighbourLabel, {"epsilon": -0.5}, "epsilon is -0.5"),
+        (NeighbourLabel, {"kernel_size": 1}, "kernel_size is 1.*odd"),
+        (NeighbourLabel, {"sigma": 0.0}, "sigma is 0.0.*above 0"),
+    ],
 )
-def test_settings_of_smoothing_are_checked(settings: dict[str, float], words: str) -> None:
+def test_settings_of_smoothing_are_checked(
+    kind: Callable[..., TrainingLabel], settings: dict[str, float], words: str
+) -> None:
     with pytest.raises(InputError, match=words):
-        SmoothLabel(**settings)
+        kind(**settings)
 
 
 def test_the_mix_of_the_papers_code() -> None:

@@ -26,6 +26,16 @@ def local_extremum(values: Tensor, kernel_size: int, larger: Callable[..., Tenso
     return values
 
 
+def expect_window(index: Tensor, kernel_size: int, least: int = 1) -> None:
+    """Check class ids (B, *spatial), and the side of a window around each."""
+    if not is_integer(index):
+        raise TypeError(f"index: expected integer class ids (B, *spatial), got {describe(index)}")
+    if index.ndim < 2:
+        raise ValueError(f"index: expected (B, *spatial) with at least one spatial dimension, got {describe(index)}")
+    if kernel_size < least or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size: expected an odd number of pixels such as 3 or 5, got {kernel_size}")
+
+
 def boundary(index: Tensor, kernel_size: int = 3, ignore_index: int = -100) -> Tensor:
     """Boundary map of a hard label.
 
@@ -51,12 +61,7 @@ def boundary(index: Tensor, kernel_size: int = 3, ignore_index: int = -100) -> T
         >>> boundary(torch.tensor([[0, 0, 0, 1, 1, 1]]))
         tensor([[False, False,  True,  True, False, False]])
     """
-    if not is_integer(index):
-        raise TypeError(f"index: expected integer class ids (B, *spatial), got {describe(index)}")
-    if index.ndim < 2:
-        raise ValueError(f"index: expected (B, *spatial) with at least one spatial dimension, got {describe(index)}")
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size: expected an odd number of pixels such as 3 or 5, got {kernel_size}")
+    expect_window(index, kernel_size)
     if index.numel() == 0:
         return torch.zeros_like(index, dtype=torch.bool)
     # Widened before the comparison: 156 in uint8 is not -100.

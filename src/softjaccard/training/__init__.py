@@ -5,12 +5,21 @@ from softjaccard.training.objectives import Objective, Objectives
 from softjaccard.training.optimisation import OptimiserSettings
 from softjaccard.training.semisupervised import SemiSupervised
 from softjaccard.training.supervised import SupervisedSegmentation
-from softjaccard.training.targets import AveragedVotes, HardLabel, RandomAnnotator, SmoothLabel, Target, TrainingLabel
+from softjaccard.training.targets import (
+    AveragedVotes,
+    HardLabel,
+    NeighbourLabel,
+    RandomAnnotator,
+    SmoothLabel,
+    Target,
+    TrainingLabel,
+)
 
 __all__ = [
     "AveragedVotes",
     "Distillation",
     "HardLabel",
+    "NeighbourLabel",
     "Objective",
     "Objectives",
     "OptimiserSettings",

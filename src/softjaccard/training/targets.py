@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from softjaccard.data.module import Batch
 from softjaccard.errors import InputError, check_settings
-from softjaccard.labels import LabelLike, RaterLabel, SmoothedLabel, boundary
+from softjaccard.labels import LabelLike, RaterLabel, SmoothedLabel, boundary, neighbourhood
 
 
 class Target(NamedTuple):
@@ -69,6 +70,38 @@ class SmoothLabel(TrainingLabel):
         index = batch["label"]
         where = None if self.kernel_size is None else boundary(index, self.kernel_size)
         return Target(SmoothedLabel(index, self.epsilon, where))
+
+
+class NeighbourLabel(TrainingLabel):
+    """The hard label, mixed with those of the pixels around; see :func:`~softjaccard.labels.neighbourhood`.
+
+    Args:
+        epsilon: The share of the neighbours.
+        kernel_size: They lie in a window of so many pixels a side, an odd number.
+        sigma: How fast their say falls off, in pixels.
+
+    Raises:
+        InputError: If a value is out of its range.
+
+    Example:
+        >>> batch = {"label": torch.tensor([[[0, 0, 0, 1, 1]]])}
+        >>> NeighbourLabel(kernel_size=3, sigma=1e3)(batch).label.dense(2)[0][0, 1]
+        tensor([[0.0000, 0.0000, 0.0625, 0.9375, 1.0000]])
+    """
+
+    def __init__(self, epsilon: float = 0.5, kernel_size: int = 3, sigma: float = 1.0) -> None:
+        """See the class."""
+        self.epsilon, self.kernel_size, self.sigma = epsilon, kernel_size, sigma
+        checks = (
+            ("epsilon", 0 <= epsilon <= 1, "a share from 0 to 1"),
+            ("kernel_size", kernel_size >= 3 and kernel_size % 2 == 1, "an odd number of at least 3"),
+            ("sigma", 0 < sigma < math.inf, "above 0"),
+        )
+        check_settings("label", self, checks)
+
+    def __call__(self, batch: Batch) -> Target:
+        """Return the label of a batch."""
+        return Target(neighbourhood(batch["label"], self.epsilon, self.kernel_size, self.sigma))
 
 
 class AveragedVotes(TrainingLabel):

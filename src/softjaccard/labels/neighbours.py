@@ -1,0 +1,72 @@
+"""Labels that are softened by those of the pixels around."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from softjaccard.labels.boundaries import expect_window
+from softjaccard.labels.kinds import RaterLabel
+
+
+def neighbourhood(
+    index: Tensor, epsilon: float = 0.5, kernel_size: int = 3, sigma: float = 1.0, ignore_index: int = -100
+) -> RaterLabel:
+    r"""A hard label, mixed with those of the pixels around.
+
+    .. math:: y_i = (1 - \epsilon)\, e_{c_i} + \epsilon \sum_{j \ne i} w_{ij}\, e_{c_j}, \qquad
+              w_{ij} \propto \exp(-\|i - j\|^2 / 2 \sigma^2), \quad \sum_j w_{ij} = 1
+
+    over the other pixels j of the window around i, with e_c the one-hot vector of class c; pixels that are ignored or
+    outside the image count as of class c_i. So only boundaries become soft, and only classes nearby get a share there,
+    whereas a :class:`SmoothedLabel` gives one to every class. With the defaults this is spatially varying label
+    smoothing (SVLS; Islam and Glocker, IPMI 2021, arXiv 2104.05788), but for the image's border, whose pixels come
+    again outside there.
+
+    Args:
+        index: integer class ids ``(B, *spatial)``, any number of spatial dimensions.
+        epsilon: the share of the neighbours, in [0, 1].
+        kernel_size: side of the window in pixels, odd; 3 softens a band two pixels wide, one on each side of an edge.
+        sigma: how fast the say of neighbours falls off, in pixels.
+        ignore_index: the id of pixels that do not count; they stay without label.
+
+    Returns:
+        The pixels of the window as the annotators of each pixel.
+
+    Raises:
+        TypeError: ``index`` is not an integer tensor.
+        ValueError: ``epsilon`` is outside [0, 1], ``kernel_size`` not odd or below 3, ``sigma`` not positive, or
+            ``index`` has no spatial dimension.
+
+    Example:
+        >>> neighbourhood(torch.tensor([[0, 0, 0, 1, 1, 1]])).dense(2)[0][0, 1]
+        tensor([0.0000, 0.0000, 0.2500, 0.7500, 1.0000, 1.0000])
+    """
+    expect_window(index, kernel_size, least=3)
+    if not 0 <= epsilon <= 1:
+        raise ValueError(f"epsilon: expected a number in [0, 1], got {epsilon}")
+    if not 0 < sigma < math.inf:
+        raise ValueError(f"sigma: expected a positive number, got {sigma}")
+    ids, reach, spatial = index.to(torch.int32), kernel_size // 2, index.shape[1:]
+    around = functional.pad(ids, [reach] * 2 * len(spatial), value=ignore_index)
+    offsets = list(itertools.product(range(kernel_size), repeat=len(spatial)))
+    votes = torch.stack([_cut(around, offset, spatial) for offset in offsets], 1)
+    squares = torch.tensor([math.dist(offset, [reach] * len(spatial)) ** 2 for offset in offsets])
+    own = squares == 0
+    others = (-squares / (2 * sigma**2)).masked_fill(own, -math.inf).softmax(0)
+    weights = torch.where(own, 1 - epsilon, epsilon * others)
+    ids = ids.unsqueeze(1)
+    votes = torch.where((votes == ignore_index) | (ids == ignore_index), ids, votes)
+    return RaterLabel(votes, weights.to(index.device))
+
+
+def _cut(around: Tensor, offset: Sequence[int], spatial: Sequence[int]) -> Tensor:
+    """The part of a padded map (B, *padded) that begins at ``offset``."""
+    for axis, (start, length) in enumerate(zip(offset, spatial, strict=True), 1):
+        around = around.narrow(axis, start, length)
+    return around
