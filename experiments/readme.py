@@ -40,6 +40,8 @@ EXPERIMENTS = (
     Experiment("camvid_smoothing", "camvid_smoothing"),
     Experiment("camvid_distillation", "camvid_distillation"),
     Experiment("camvid_semisupervised", "camvid_semisupervised"),
+    Experiment("camvid_semisupervised_sixteenth", "camvid_semisupervised", ("--data.labelled=0.0625",)),
+    Experiment("camvid_semisupervised_quarter", "camvid_semisupervised", ("--data.labelled=0.25",)),
     Experiment("camvid_semisupervised_choices", "camvid_semisupervised_choices"),
     Experiment("scenes_semisupervised", "scenes_semisupervised"),
     Experiment("camvid_full", "camvid_full"),
