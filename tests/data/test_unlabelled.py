@@ -60,6 +60,26 @@ def test_lists_say_which_images(tmp_path: Path) -> None:
     assert partition(IDS, files[0]).unlabelled == tuple(index for index in range(40) if index not in (3, 7))
 
 
+def test_lists_may_name_the_image_files(tmp_path: Path) -> None:
+    root = draw_folder(tmp_path / "data")
+    for name in ("f/b.png", "f/g h.png"):
+        draw(root / "images" / name, np.random.default_rng(0), (30, 30))
+        save(np.zeros((30, 30), np.uint8), root / "masks" / name)
+    write_list(root / "train.txt", ["a/0", "a/b/0", "a/b/1", "c", "b", "f/b", "f/g h"])
+    lists = tmp_path / "labelled.txt", tmp_path / "others.txt"
+    write_list(lists[0], ["images/c.png masks/c.png", "a/0"])
+    write_list(lists[1], ["0.jpg", "f/b", "b", "g h.png"])
+    data = folder_data(root, labelled=str(lists[0]), unlabelled=str(lists[1]))
+    data.setup("fit")
+    ids = data.datasets["train"].ids
+    assert data.labelled_ids() == ["a/0", "c"]
+    assert [ids[index] for index in data.partition.unlabelled] == ["a/b/0", "b", "f/b", "f/g h"]
+    for lines, words in ((["c.png", "c"], "c more than once"), (["images/f/b.png"], r"the first is images/f/b\.png")):
+        write_list(lists[0], lines)
+        with pytest.raises(InputError, match=words):
+            folder_data(root, labelled=str(lists[0])).setup("fit")
+
+
 @pytest.mark.parametrize(
     ("labelled", "others", "words"),
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -109,9 +109,10 @@ class SegmentationData(LightningDataModule, ABC):
         workers: Processes that read images; 0 reads in the main process.
         seed: Of order and augmentation.
         labelled: Use the labels of a part of the training images only: its share, such as 0.125, or a file with their
-            ids, one a line. A run keeps such a list in its labelled.txt. Null uses all.
-        unlabelled: The images to use without labels: a folder of images, which need no masks; or a file with the ids of
-            training images. Null takes all training images that `labelled` leaves.
+            ids or the names of their image files, one a line. A run keeps such a list of ids in its labelled.txt. Null
+            uses all.
+        unlabelled: The images to use without labels: a folder of images, which need no masks; or a file with training
+            images, as above. Null takes all training images that `labelled` leaves.
         labelled_seed: Of what is drawn for a share; the run's own seed does not change it.
 
     Raises:
@@ -179,11 +180,13 @@ class SegmentationData(LightningDataModule, ABC):
         if folder is None:
             if self.labelled is None:
                 return None
-            return partition(self._training_ids(), self.labelled, self.unlabelled, self.labelled_seed)
+            names = self._image_names()
+            return partition(self._training_ids(), self.labelled, self.unlabelled, self.labelled_seed, names)
         self._unlabelled_images = self.open_unlabelled(folder)
         labelled: Sequence[int] = range(len(train))
         if self.labelled is not None:
-            labelled = choose_labelled(self._training_ids(), self.labelled, self.labelled_seed)
+            names = self._image_names()
+            labelled = choose_labelled(self._training_ids(), self.labelled, self.labelled_seed, names=names)
         return Partition(tuple(labelled), tuple(range(len(self._unlabelled_images))))
 
     def _training_ids(self) -> Sequence[str]:
@@ -191,6 +194,11 @@ class SegmentationData(LightningDataModule, ABC):
         if ids is None:
             raise InputError(f"data.labelled: images of {type(self).__name__} have no ids to choose by.")
         return ids
+
+    def _image_names(self) -> Mapping[str, str]:
+        """Return the ids of training images by the names of their files; none where data are not files."""
+        names: Mapping[str, str] = getattr(self.datasets["train"], "names", {})
+        return names
 
     def _unlabelled_folder(self) -> Path | None:
         """Return the folder of images without labels; None if there is a list or nothing."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -113,6 +114,13 @@ class PairedImages(Dataset[dict[str, Tensor]], ABC):
 
         An image with several masks has a pair for each, one after the other.
         """
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Ids by the names of the image files, without folders; of a name in several folders there is none."""
+        images = {pair.id: pair.image.name for pair in self.pairs}
+        counts = Counter(images.values())
+        return {name: each for each, name in images.items() if counts[name] == 1}
 
     def __len__(self) -> int:
         """Return the number of images in the split."""

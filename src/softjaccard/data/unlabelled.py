@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -71,14 +71,21 @@ class Partition(NamedTuple):
     """In the training split, of those whose labels are not looked at; or in a folder of images without labels."""
 
 
-def partition(ids: Sequence[str], labelled: float | str, unlabelled: str | None = None, seed: int = 0) -> Partition:
+def partition(
+    ids: Sequence[str],
+    labelled: float | str,
+    unlabelled: str | None = None,
+    seed: int = 0,
+    names: Mapping[str, str] | None = None,
+) -> Partition:
     """Divide the images of a training split.
 
     Args:
         ids: Of all of them.
         labelled: As in `choose_labelled`.
         unlabelled: A file with the ids of the images without labels; None takes all others.
-        seed: Likewise.
+        seed: As in `choose_labelled`.
+        names: Likewise.
 
     Raises:
         InputError: As `choose_labelled` for either list, or if both have the same id, or none is left without a label.
@@ -87,8 +94,8 @@ def partition(ids: Sequence[str], labelled: float | str, unlabelled: str | None 
         >>> partition(["a", "b", "c", "d", "e", "f"], 1 / 3)
         Partition(labelled=(1, 4), unlabelled=(0, 2, 3, 5))
     """
-    listed = None if unlabelled is None else _listed("unlabelled", unlabelled, ids)
-    chosen = choose_labelled(ids, labelled, seed, without=listed or ())
+    listed = None if unlabelled is None else _listed("unlabelled", unlabelled, ids, names or {})
+    chosen = choose_labelled(ids, labelled, seed, without=listed or (), names=names)
     others = tuple(sorted(set(range(len(ids))).difference(chosen))) if listed is None else listed
     if both := sorted(set(chosen).intersection(others)):
         raise InputError(
@@ -104,7 +111,12 @@ def partition(ids: Sequence[str], labelled: float | str, unlabelled: str | None 
 
 
 def choose_labelled(
-    ids: Sequence[str], labelled: float | str, seed: int = 0, *, without: Sequence[int] = ()
+    ids: Sequence[str],
+    labelled: float | str,
+    seed: int = 0,
+    *,
+    without: Sequence[int] = (),
+    names: Mapping[str, str] | None = None,
 ) -> tuple[int, ...]:
     """Return the positions of the images of a training split whose labels are used, in order.
 
@@ -113,13 +125,15 @@ def choose_labelled(
         labelled: The share of them that have labels; or a file with their ids, one a line.
         seed: Of what is drawn for a share. Which images these are depends on their ids and this number alone.
         without: Positions of images that no share has.
+        names: Ids by the names of image files. A line of a list may begin with such a name, after any folders, as in
+            the lists that semi-supervised methods publish: "JPEGImages/ID.jpg SegmentationClass/ID.png".
 
     Raises:
         InputError: If a share leaves no image on one of the sides, or a list cannot be read or has an id that the split
             has not.
     """
     if isinstance(labelled, str):
-        return _listed("labelled", labelled, ids)
+        return _listed("labelled", labelled, ids, names or {})
     count = round(labelled * len(ids)) if 0 < labelled < 1 else 0
     left_out = {ids[index] for index in without}
     possible = [each for each in draw_order(ids, seed) if each not in left_out]
@@ -131,8 +145,14 @@ def choose_labelled(
     return _positions(ids, possible[:count])
 
 
-def _listed(setting: str, path: str, ids: Sequence[str]) -> tuple[int, ...]:
+def _listed(setting: str, path: str, ids: Sequence[str], names: Mapping[str, str]) -> tuple[int, ...]:
     """Return the positions of the ids of a list, all of which must be among others."""
+    known = set(ids)
+
+    def to_id(line: str) -> str:
+        files = (PurePosixPath(each).name for each in (line, line.split(maxsplit=1)[0]))  # names may have spaces
+        return line if line in known else next((names[each] for each in files if each in names), line)
+
     file = Path(path).expanduser()
     if not file.is_file():
         raise InputError(
@@ -140,10 +160,9 @@ def _listed(setting: str, path: str, ids: Sequence[str]) -> tuple[int, ...]:
             f"{', or a share such as 0.125' if setting == 'labelled' else ''}."
         )
     try:
-        listed = read_list(file)
+        listed = read_list(file, to_id=to_id)
     except InputError as error:
         raise InputError(f"data.{setting}: {error}") from error
-    known = set(ids)
     unknown = [each for each in listed if each not in known]
     if unknown:
         raise InputError(
