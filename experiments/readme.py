@@ -44,6 +44,9 @@ EXPERIMENTS = (
     Experiment("camvid_semisupervised_quarter", "camvid_semisupervised", ("--data.labelled=0.25",)),
     Experiment("camvid_semisupervised_choices", "camvid_semisupervised_choices"),
     Experiment("scenes_semisupervised", "scenes_semisupervised"),
+    Experiment("scenes_semisupervised_eighth", "scenes_semisupervised", ("--data.labelled=0.125",)),
+    Experiment("scenes_semisupervised_quarter", "scenes_semisupervised", ("--data.labelled=0.25",)),
+    Experiment("scenes_semisupervised_half", "scenes_semisupervised", ("--data.labelled=0.5",)),
     Experiment("camvid_full", "camvid_full"),
     Experiment("bu_bil", "bu_bil"),
 )

@@ -76,7 +76,8 @@ of the grid.
 
 DIR gets runs/ROW/SEED, results/ROW/SEED.json and .npz, which are small and all that the tables need, and table.md,
 table.csv and differences.png. The same command goes on where it was stopped, and does only what is missing; so it does
-when rows or seeds were added. The exit code is 2 if runs have failed.
+when rows or seeds were added. With --rows and --seeds several machines can share a grid: a results/ROW/SEED.json and
+.npz that another one made can be put beside one's own. The exit code is 2 if runs have failed.
 """
 
 _DATA_HELP = """\
@@ -294,6 +295,8 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
         default=[],
         help="run again what has failed, or replace what was run with other settings than the grid has now",
     )
+    compare.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="run only these, and what they need")
+    compare.add_argument("--seeds", nargs="+", type=int, default=[], metavar="SEED", help="run only these")
     only = compare.add_mutually_exclusive_group()
     only.add_argument("--dry-run", action="store_true", help="show what would be run")
     only.add_argument("--tables-only", action="store_true", help="make the tables from the results that are there")
@@ -346,7 +349,7 @@ def _compare(known: argparse.Namespace, settings: list[str]) -> None:
     from softjaccard.evaluation import compare
 
     output = known.output or Path("runs") / known.grid.stem
-    grid = compare.read_grid(known.grid, settings)
+    grid = compare.read_grid(known.grid, settings).part(known.rows, known.seeds)
     if known.tables_only:
         compare.remake_tables(grid, output, _resolve_fit)
     elif known.dry_run:

@@ -270,6 +270,17 @@ def test_failed_runs_are_told_and_not_tried_again(
     assert world.runs("fit")[8:] == ["breaks/0", "raises/1", "pupil/0", "killed/1"]
 
 
+def test_parts_make_the_same_tables_as_the_whole(world: World, tmp_path: Path) -> None:
+    whole = tables(run(tmp_path))
+    (tmp_path / "output").rename(tmp_path / "whole")
+    for part, started in (((["student"], [1]), ["teacher/0", "student/1"]), ((["b"], []), ["b/0", "b/1"])):
+        world.started.clear()
+        compare(read_grid(tmp_path / "grid.yaml").part(*part), tmp_path / "output", resolve, Resources())
+        assert world.runs("fit") == started
+    assert "student, seed 0 has no result yet" in (tmp_path / "output" / "table.md").read_text()
+    assert tables(run(tmp_path)) == whole
+
+
 def test_other_settings_are_refused_or_replace_what_is_there(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from softjaccard.cli import main
-from softjaccard.errors import InputError
+from softjaccard.errors import InputError, InputErrors
 from softjaccard.evaluation.compare.grid import Grid, RunName, read_grid
 
 
@@ -50,6 +50,35 @@ def test_a_full_grid(tmp_path: Path) -> None:
     assert grid.fit_arguments(RunName("teacher", 1), Path("runs"))[5:8] == [
         "--model.flag=true", "--model.rate=0.001", "--model.none=null",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "seeds", "order"),
+    [
+        (["plain"], [], [("plain", 4), ("plain", 7)]),
+        (["student"], [7], [("teacher", 1), ("plain", 7), ("student", 7)]),
+        ([], [1], [("teacher", 1)]),
+        (["teacher", "plain"], [4, 1], [("plain", 4), ("teacher", 1)]),
+    ],
+)
+def test_a_part_of_a_grid(tmp_path: Path, rows: list[str], seeds: list[int], order: list[tuple[str, int]]) -> None:
+    grid = grid_of(tmp_path, FULL).part(rows, seeds)
+    assert grid.runs() == [RunName(*run) for run in order]
+    assert [*grid.rows] == ["student", "plain", "teacher"], "the tables are of all"
+
+
+@pytest.mark.parametrize(
+    ("rows", "seeds", "words"),
+    [
+        (["plane"], [5], ["--rows: there is no row 'plane'. Did you mean plain?"]),
+        ([], [5, 1, 6], ["--seeds: there is no seed 5, 6, but 1, 4, 7."]),
+        (["teacher"], [4], ["--seeds: there is no seed 4, but 1."]),
+    ],
+)
+def test_parts_that_are_not_there(tmp_path: Path, rows: list[str], seeds: list[int], words: list[str]) -> None:
+    with pytest.raises(InputErrors) as error:
+        grid_of(tmp_path, FULL).part(rows, seeds)
+    assert [*error.value.messages] == words
 
 
 def test_a_row_replaces_the_grids_setting_and_those_below_it(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -61,6 +61,8 @@ class Grid:
         split: On which images.
         scores: Columns of the table, by their names in `SPLIT.json`.
         further: Settings of the command line, which come last.
+        only_rows: Names of the rows that are run now, besides what they need; none means all.
+        only_seeds: Likewise of the seeds.
     """
 
     title: str
@@ -70,20 +72,43 @@ class Grid:
     split: Split
     scores: tuple[str, ...]
     further: tuple[str, ...] = ()
+    only_rows: tuple[str, ...] = ()
+    only_seeds: tuple[int, ...] = ()
 
     @property
     def test(self) -> dict[str, str]:
         """How runs are tested."""
         return {"checkpoint": self.checkpoint, "split": self.split}
 
+    def part(self, rows: Sequence[str] = (), seeds: Sequence[int] = ()) -> Grid:
+        """Return the grid with a part of its runs, those of some rows and seeds; tables are of all of them still.
+
+        Args:
+            rows: Names; none for all.
+            seeds: Likewise.
+
+        Raises:
+            InputErrors: If the grid has no such row, or the rows have no such seed.
+        """
+        unknown = [each for each in rows if each not in self.rows]
+        wrong = [f"--rows: there is no row '{each}'. {nearest_names(each, self.rows)}" for each in unknown]
+        known = sorted({seed for name in rows or self.rows for seed in self.rows[name].seeds}) if not wrong else seeds
+        if others := [str(each) for each in seeds if each not in known]:
+            wrong.append(f"--seeds: there is no seed {', '.join(others)}, but {', '.join(map(str, known))}.")
+        if wrong:
+            raise InputErrors(wrong)
+        return replace(self, only_rows=tuple(rows), only_seeds=tuple(seeds))
+
     def runs(self) -> list[RunName]:
-        """Return all runs in the order they are started: first seeds first, but before a run those that it needs."""
+        """Return the runs in the order they are started: first seeds first, but before a run those that it needs."""
         most = max(len(row.seeds) for row in self.rows.values())
         wanted = [
             RunName(row.name, row.seeds[number])
             for number in range(most)
             for row in self.rows.values()
             if number < len(row.seeds)
+            and (not self.only_rows or row.name in self.only_rows)
+            and (not self.only_seeds or row.seeds[number] in self.only_seeds)
         ]
         ordered: dict[RunName, None] = {}
         for run in wanted:
