@@ -60,24 +60,48 @@ def test_lists_say_which_images(tmp_path: Path) -> None:
     assert partition(IDS, files[0]).unlabelled == tuple(index for index in range(40) if index not in (3, 7))
 
 
-def test_lists_may_name_the_image_files(tmp_path: Path) -> None:
+def listed(tmp_path: Path, *lines: str) -> list[str]:
+    """The ids that the lines of a list choose, of the images a/0.png to a/2.png, b/0.png and b/1 2.png."""
+    files = {each: Path("/data/images") / f"{each}.png" for each in ("a/0", "a/1", "a/2", "b/0", "b/1 2")}
+    write_list(tmp_path / "list.txt", lines)
+    return [[*files][index] for index in partition([*files], str(tmp_path / "list.txt"), files=files).labelled]
+
+
+@pytest.mark.parametrize(
+    ("line", "image"),
+    [
+        ("a/0", "a/0"),
+        ("a/0 1.0", "a/0"),
+        ("images/a/1.png masks/a/2.png", "a/1"),
+        ("a\\0.png masks\\a\\0.png", "a/0"),
+        ("./b/0.png", "b/0"),
+        ("2.png", "a/2"),
+        ("b/1 2.png", "b/1 2"),
+        ("b/1 2", "b/1 2"),
+    ],
+)
+def test_lists_may_name_image_files_as_published_ones_do(line: str, image: str, tmp_path: Path) -> None:
+    assert listed(tmp_path, line) == [image]
+    with pytest.raises(InputError, match=f"{image} more than once"):
+        listed(tmp_path, line, image)
+
+
+@pytest.mark.parametrize("line", ["0.png", "c/1.png", "other/images/a/1.png", "1", "a/1.jpg"])
+def test_image_files_that_are_not_one_image_of_the_split(line: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"1 of the 2 ids.*the first is {line}"):
+        listed(tmp_path, "a/2", line)
+
+
+def test_a_data_set_of_files_takes_such_lists(tmp_path: Path) -> None:
     root = draw_folder(tmp_path / "data")
-    for name in ("f/b.png", "f/g h.png"):
-        draw(root / "images" / name, np.random.default_rng(0), (30, 30))
-        save(np.zeros((30, 30), np.uint8), root / "masks" / name)
-    write_list(root / "train.txt", ["a/0", "a/b/0", "a/b/1", "c", "b", "f/b", "f/g h"])
     lists = tmp_path / "labelled.txt", tmp_path / "others.txt"
     write_list(lists[0], ["images/c.png masks/c.png", "a/0"])
-    write_list(lists[1], ["0.jpg", "f/b", "b", "g h.png"])
+    write_list(lists[1], ["0.jpg", "b"])
     data = folder_data(root, labelled=str(lists[0]), unlabelled=str(lists[1]))
     data.setup("fit")
-    ids = data.datasets["train"].ids
     assert data.labelled_ids() == ["a/0", "c"]
-    assert [ids[index] for index in data.partition.unlabelled] == ["a/b/0", "b", "f/b", "f/g h"]
-    for lines, words in ((["c.png", "c"], "c more than once"), (["images/f/b.png"], r"the first is images/f/b\.png")):
-        write_list(lists[0], lines)
-        with pytest.raises(InputError, match=words):
-            folder_data(root, labelled=str(lists[0])).setup("fit")
+    assert data.partition is not None
+    assert [data.datasets["train"].ids[index] for index in data.partition.unlabelled] == ["a/b/0", "b"]
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,15 @@ def test_checkpoints_hold_plain_data_and_rebuild_the_network(run: Path) -> None:
     assert (checkpoint["epoch"], checkpoint["global_step"]) == (1, 4)
 
 
+def test_a_run_of_a_version_with_fewer_settings_is_resumed(run: Path, root: Path, tmp_path: Path) -> None:
+    output = shutil.copytree(run, tmp_path / "run")
+    config = yaml.safe_load((output / "config.yaml").read_text())
+    del config["data"]["init_args"]["labelled_seed"], config["model"]["init_args"]["optimiser"]["power"]
+    (output / "config.yaml").write_text(yaml.safe_dump(config))
+    assert fit(root, output, *TINY, "--resume") == 0
+    assert fit(root, output, *TINY, "--resume", "--data.labelled_seed=1") == 2
+
+
 def test_a_run_is_not_overwritten(run: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     assert fit(root, run, *TINY) == 2

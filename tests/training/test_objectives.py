@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -91,11 +92,14 @@ def test_data_without_votes_are_refused(label: AveragedVotes) -> None:
         (SmoothLabel, {"kernel_size": 4}, "kernel_size is 4.*odd"),
         (NeighbourLabel, {"epsilon": -0.5}, "epsilon is -0.5"),
         (NeighbourLabel, {"kernel_size": 1}, "kernel_size is 1.*odd"),
-        (NeighbourLabel, {"sigma": 0.0}, "sigma is 0.0.*above 0"),
+        (NeighbourLabel, {"kernel_size": None}, "kernel_size is None.*odd"),
+        (NeighbourLabel, {"sigma": 0.0}, "sigma is 0.0.*at least 0.1"),
+        (NeighbourLabel, {"sigma": None}, "sigma is None"),
+        (SmoothLabel, {"epsilon": None}, "epsilon is None"),
     ],
 )
 def test_settings_of_smoothing_are_checked(
-    kind: Callable[..., TrainingLabel], settings: dict[str, float], words: str
+    kind: Callable[..., TrainingLabel], settings: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
         kind(**settings)

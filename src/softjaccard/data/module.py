@@ -108,11 +108,11 @@ class SegmentationData(LightningDataModule, ABC):
         pad_multiple: Batches are padded to a height and width that are multiples of this, the encoder's stride.
         workers: Processes that read images; 0 reads in the main process.
         seed: Of order and augmentation.
-        labelled: Use the labels of a part of the training images only: its share, such as 0.125, or a file with their
-            ids or the names of their image files, one a line. A run keeps such a list of ids in its labelled.txt. Null
+        labelled: Use the labels of a part of the training images only: its share, such as 0.125, or the file of a
+            list of them, by ids or image files, one a line. A run keeps such a list of ids in its labelled.txt. Null
             uses all.
-        unlabelled: The images to use without labels: a folder of images, which need no masks; or a file with training
-            images, as above. Null takes all training images that `labelled` leaves.
+        unlabelled: The images to use without labels: a folder of images, which need no masks; or the file of a list of
+            training images, as above. Null takes all training images that `labelled` leaves.
         labelled_seed: Of what is drawn for a share; the run's own seed does not change it.
 
     Raises:
@@ -180,13 +180,13 @@ class SegmentationData(LightningDataModule, ABC):
         if folder is None:
             if self.labelled is None:
                 return None
-            names = self._image_names()
-            return partition(self._training_ids(), self.labelled, self.unlabelled, self.labelled_seed, names)
+            files = self._training_files()
+            return partition(self._training_ids(), self.labelled, self.unlabelled, self.labelled_seed, files)
         self._unlabelled_images = self.open_unlabelled(folder)
         labelled: Sequence[int] = range(len(train))
         if self.labelled is not None:
-            names = self._image_names()
-            labelled = choose_labelled(self._training_ids(), self.labelled, self.labelled_seed, names=names)
+            files = self._training_files()
+            labelled = choose_labelled(self._training_ids(), self.labelled, self.labelled_seed, files=files)
         return Partition(tuple(labelled), tuple(range(len(self._unlabelled_images))))
 
     def _training_ids(self) -> Sequence[str]:
@@ -195,10 +195,10 @@ class SegmentationData(LightningDataModule, ABC):
             raise InputError(f"data.labelled: images of {type(self).__name__} have no ids to choose by.")
         return ids
 
-    def _image_names(self) -> Mapping[str, str]:
-        """Return the ids of training images by the names of their files; none where data are not files."""
-        names: Mapping[str, str] = getattr(self.datasets["train"], "names", {})
-        return names
+    def _training_files(self) -> Mapping[str, Path]:
+        """Return the files of training images by their ids; none where data are not files."""
+        files: Mapping[str, Path] = getattr(self.datasets["train"], "image_files", {})
+        return files
 
     def _unlabelled_folder(self) -> Path | None:
         """Return the folder of images without labels; None if there is a list or nothing."""
@@ -209,8 +209,8 @@ class SegmentationData(LightningDataModule, ABC):
             return path
         if not path.is_file():
             raise InputError(
-                f"data.unlabelled: there is no folder or file {path}; expected a folder of images, or a file with the "
-                "ids of training images, one a line."
+                f"data.unlabelled: there is no folder or file {path}; expected a folder of images, or the file of a "
+                "list of training images, one a line."
             )
         if self.labelled is None:
             raise InputError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -116,11 +115,9 @@ class PairedImages(Dataset[dict[str, Tensor]], ABC):
         """
 
     @property
-    def names(self) -> Mapping[str, str]:
-        """Ids by the names of the image files, without folders; of a name in several folders there is none."""
-        images = {pair.id: pair.image.name for pair in self.pairs}
-        counts = Counter(images.values())
-        return {name: each for each, name in images.items() if counts[name] == 1}
+    def image_files(self) -> Mapping[str, Path]:
+        """The images' files, by id."""
+        return {pair.id: pair.image for pair in self.pairs}
 
     def __len__(self) -> int:
         """Return the number of images in the split."""

@@ -76,16 +76,16 @@ def partition(
     labelled: float | str,
     unlabelled: str | None = None,
     seed: int = 0,
-    names: Mapping[str, str] | None = None,
+    files: Mapping[str, Path] | None = None,
 ) -> Partition:
     """Divide the images of a training split.
 
     Args:
         ids: Of all of them.
         labelled: As in `choose_labelled`.
-        unlabelled: A file with the ids of the images without labels; None takes all others.
+        unlabelled: The file of a list of the images without labels; None takes all others.
         seed: As in `choose_labelled`.
-        names: Likewise.
+        files: Likewise.
 
     Raises:
         InputError: As `choose_labelled` for either list, or if both have the same id, or none is left without a label.
@@ -94,8 +94,8 @@ def partition(
         >>> partition(["a", "b", "c", "d", "e", "f"], 1 / 3)
         Partition(labelled=(1, 4), unlabelled=(0, 2, 3, 5))
     """
-    listed = None if unlabelled is None else _listed("unlabelled", unlabelled, ids, names or {})
-    chosen = choose_labelled(ids, labelled, seed, without=listed or (), names=names)
+    listed = None if unlabelled is None else _listed("unlabelled", unlabelled, ids, files or {})
+    chosen = choose_labelled(ids, labelled, seed, without=listed or (), files=files)
     others = tuple(sorted(set(range(len(ids))).difference(chosen))) if listed is None else listed
     if both := sorted(set(chosen).intersection(others)):
         raise InputError(
@@ -116,24 +116,25 @@ def choose_labelled(
     seed: int = 0,
     *,
     without: Sequence[int] = (),
-    names: Mapping[str, str] | None = None,
+    files: Mapping[str, Path] | None = None,
 ) -> tuple[int, ...]:
     """Return the positions of the images of a training split whose labels are used, in order.
 
     Args:
         ids: Of all images of the split.
-        labelled: The share of them that have labels; or a file with their ids, one a line.
+        labelled: The share of them that have labels; or the file of a list of them. A line of it has an id or the path
+            of an image file, or begins with one, as in the lists that semi-supervised methods publish:
+            "JPEGImages/ID.jpg SegmentationClass/ID.png". Of a path the end suffices, if it is that of one image only.
         seed: Of what is drawn for a share. Which images these are depends on their ids and this number alone.
         without: Positions of images that no share has.
-        names: Ids by the names of image files. A line of a list may begin with such a name, after any folders, as in
-            the lists that semi-supervised methods publish: "JPEGImages/ID.jpg SegmentationClass/ID.png".
+        files: The images' files, by id.
 
     Raises:
         InputError: If a share leaves no image on one of the sides, or a list cannot be read or has an id that the split
             has not.
     """
     if isinstance(labelled, str):
-        return _listed("labelled", labelled, ids, names or {})
+        return _listed("labelled", labelled, ids, files or {})
     count = round(labelled * len(ids)) if 0 < labelled < 1 else 0
     left_out = {ids[index] for index in without}
     possible = [each for each in draw_order(ids, seed) if each not in left_out]
@@ -145,18 +146,25 @@ def choose_labelled(
     return _positions(ids, possible[:count])
 
 
-def _listed(setting: str, path: str, ids: Sequence[str], names: Mapping[str, str]) -> tuple[int, ...]:
-    """Return the positions of the ids of a list, all of which must be among others."""
+def _listed(setting: str, path: str, ids: Sequence[str], files: Mapping[str, Path]) -> tuple[int, ...]:
+    """Return the positions of the images of a list, all of which must be among others."""
     known = set(ids)
+    by_name: dict[str, list[str]] = {}
+    for each, image in files.items():
+        by_name.setdefault(image.name, []).append(each)
+
+    def find(text: str) -> str | None:
+        end = PurePosixPath(text.replace("\\", "/"))
+        alike = [each for each in by_name.get(end.name, ()) if f"/{files[each].as_posix()}".endswith(f"/{end}")]
+        return text if text in known else alike[0] if len(alike) == 1 else None
 
     def to_id(line: str) -> str:
-        files = (PurePosixPath(each).name for each in (line, line.split(maxsplit=1)[0]))  # names may have spaces
-        return line if line in known else next((names[each] for each in files if each in names), line)
+        return find(line.split(maxsplit=1)[0]) or find(line) or line  # names may have spaces
 
     file = Path(path).expanduser()
     if not file.is_file():
         raise InputError(
-            f"data.{setting} is {path}, but there is no such file; expected the file of a list of ids, one a line"
+            f"data.{setting} is {path}, but there is no such file; expected the file of a list of images, one a line"
             f"{', or a share such as 0.125' if setting == 'labelled' else ''}."
         )
     try:

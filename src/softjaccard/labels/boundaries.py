@@ -33,7 +33,7 @@ def expect_window(index: Tensor, kernel_size: int, least: int = 1) -> None:
     if index.ndim < 2:
         raise ValueError(f"index: expected (B, *spatial) with at least one spatial dimension, got {describe(index)}")
     if kernel_size < least or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size: expected an odd number of pixels such as 3 or 5, got {kernel_size}")
+        raise ValueError(f"kernel_size: expected an odd number of pixels of at least {least}, got {kernel_size}")
 
 
 def boundary(index: Tensor, kernel_size: int = 3, ignore_index: int = -100) -> Tensor:

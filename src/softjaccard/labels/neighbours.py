@@ -13,6 +13,9 @@ from torch.nn import functional
 from softjaccard.labels.boundaries import expect_window
 from softjaccard.labels.kinds import RaterLabel
 
+_LEAST_SIGMA = 0.1
+"""With less the nearest neighbours have all say, to the last bit; far below, numbers are no longer finite."""
+
 
 def neighbourhood(
     index: Tensor, epsilon: float = 0.5, kernel_size: int = 3, sigma: float = 1.0, ignore_index: int = -100
@@ -33,14 +36,15 @@ def neighbourhood(
         epsilon: the share of the neighbours, in [0, 1].
         kernel_size: side of the window in pixels, odd; 3 softens a band two pixels wide, one on each side of an edge.
         sigma: how fast the say of neighbours falls off, in pixels.
-        ignore_index: the id of pixels that do not count; they stay without label.
+        ignore_index: the id of pixels that do not count; they stay without label. Losses need the same one: pixels
+            that are ignored by another id would get the labels of their neighbours.
 
     Returns:
         The pixels of the window as the annotators of each pixel.
 
     Raises:
         TypeError: ``index`` is not an integer tensor.
-        ValueError: ``epsilon`` is outside [0, 1], ``kernel_size`` not odd or below 3, ``sigma`` not positive, or
+        ValueError: ``epsilon`` is outside [0, 1], ``kernel_size`` not odd or below 3, ``sigma`` below 0.1, or
             ``index`` has no spatial dimension.
 
     Example:
@@ -50,15 +54,15 @@ def neighbourhood(
     expect_window(index, kernel_size, least=3)
     if not 0 <= epsilon <= 1:
         raise ValueError(f"epsilon: expected a number in [0, 1], got {epsilon}")
-    if not 0 < sigma < math.inf:
-        raise ValueError(f"sigma: expected a positive number, got {sigma}")
+    if not _LEAST_SIGMA <= sigma < math.inf:
+        raise ValueError(f"sigma: expected a number of at least {_LEAST_SIGMA}, got {sigma}")
     ids, reach, spatial = index.to(torch.int32), kernel_size // 2, index.shape[1:]
     around = functional.pad(ids, [reach] * 2 * len(spatial), value=ignore_index)
     offsets = list(itertools.product(range(kernel_size), repeat=len(spatial)))
     votes = torch.stack([_cut(around, offset, spatial) for offset in offsets], 1)
-    squares = torch.tensor([math.dist(offset, [reach] * len(spatial)) ** 2 for offset in offsets])
-    own = squares == 0
-    others = (-squares / (2 * sigma**2)).masked_fill(own, -math.inf).softmax(0)
+    distances = torch.tensor([math.dist(offset, [reach] * len(spatial)) for offset in offsets])
+    own = distances == 0
+    others = (-((distances / sigma) ** 2) / 2).masked_fill(own, -math.inf).softmax(0)
     weights = torch.where(own, 1 - epsilon, epsilon * others)
     ids = ids.unsqueeze(1)
     votes = torch.where((votes == ignore_index) | (ids == ignore_index), ids, votes)

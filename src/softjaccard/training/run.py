@@ -91,7 +91,7 @@ def fit(
             f"{output} already holds a run: go on with it (--resume), choose another --output, or remove it."
         )
     if resume:
-        _check_same_run(plain, yaml.safe_load(saved_config.read_text(encoding="utf-8")), output)
+        _check_same_run(plain, _saved_settings(parser, saved_config), output)
     step = _resumed_step(last) if resume and last.exists() else 0
     seed_everything(config.seed, workers=True, verbose=False)
     model, data = _instantiate(parser, config)
@@ -415,6 +415,15 @@ def _as_plain(parser: ArgumentParser, config: Config) -> dict[str, Any]:
     plain: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_unset=False))
     plain.pop("config", None)
     return plain
+
+
+def _saved_settings(parser: ArgumentParser, path: Path) -> dict[str, Any]:
+    """Return a run's config as this version reads it: settings that it did not have then have their defaults."""
+    try:
+        return _as_plain(parser, _parse(parser, [path], []))
+    except InputError:
+        saved: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return saved
 
 
 def _check_same_run(config: dict[str, Any], saved: dict[str, Any], output: Path) -> None:

@@ -60,7 +60,7 @@ class SmoothLabel(TrainingLabel):
         self.epsilon, self.kernel_size = epsilon, kernel_size
         odd = kernel_size is None or (kernel_size >= 3 and kernel_size % 2 == 1)
         checks = (
-            ("epsilon", 0 <= epsilon <= 1, "a share from 0 to 1"),
+            ("epsilon", epsilon is not None and 0 <= epsilon <= 1, "a share from 0 to 1"),
             ("kernel_size", odd, "an odd number of at least 3, or null to smooth everywhere"),
         )
         check_settings("label", self, checks)
@@ -93,9 +93,9 @@ class NeighbourLabel(TrainingLabel):
         """See the class."""
         self.epsilon, self.kernel_size, self.sigma = epsilon, kernel_size, sigma
         checks = (
-            ("epsilon", 0 <= epsilon <= 1, "a share from 0 to 1"),
-            ("kernel_size", kernel_size >= 3 and kernel_size % 2 == 1, "an odd number of at least 3"),
-            ("sigma", 0 < sigma < math.inf, "above 0"),
+            ("epsilon", epsilon is not None and 0 <= epsilon <= 1, "a share from 0 to 1"),
+            ("kernel_size", (kernel_size or 0) >= 3 and kernel_size % 2 == 1, "an odd number of at least 3"),
+            ("sigma", 0.1 <= (sigma or 0.0) < math.inf, "a number of at least 0.1"),
         )
         check_settings("label", self, checks)
 

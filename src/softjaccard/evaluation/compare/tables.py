@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,9 +13,6 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from torch import Tensor
 
 from softjaccard.errors import InputError, InputErrors
@@ -32,8 +30,6 @@ _COLUMNS = (
     "changed",
 )  # fmt: skip
 _UNCERTAIN = "~"
-#: Wider than any table, whose lines are to be broken by the terminal and not between words.
-_ANY_WIDTH = 1000
 
 
 @dataclass(frozen=True)
@@ -263,13 +259,12 @@ def _difference_text(score: str, difference: Difference | None) -> str:
 
 
 def print_scores(summary: Summary) -> None:
-    """Print the table of scores, as wide as it is."""
-    table = Table("", "n", *summary.grid.scores, box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for cells in _score_rows(summary):
-        table.add_row(*map(escape, cells))
-    Console(width=_ANY_WIDTH).print(table, highlight=False)
+    """Print the table of scores."""
+    rows = [["", "n", *summary.grid.scores], *_score_rows(summary)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *numbers in rows:
+        cells = (f"{cell:>{width}}" for cell, width in zip(numbers, widths[1:], strict=True))
+        sys.stdout.write(f"{'  '.join([name.ljust(widths[0]), *cells])}\n")
 
 
 def _markdown_table(heads: Sequence[str], rows: Iterator[list[str]]) -> list[str]:

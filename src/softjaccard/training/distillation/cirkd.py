@@ -17,8 +17,8 @@ from softjaccard.training.distillation.base import (
     selected,
 )
 
-#: Maps with as many cells are pooled first, if nothing else is said.
-_POOLED_FROM = 256 * 256
+#: Maps of at least so many cells a side are pooled first, if nothing else is said.
+_POOLED_FROM = 256
 _POOLING = 4
 #: So many rows of similarities exist at a time.
 _ROWS = 1024
@@ -43,7 +43,7 @@ class CrossImageRelationalDistillation(DistillationTerm):
         weight: Factor of the term.
         temperature: T.
         pooling: Cells a side of the squares that are averaged first; p makes the term about p^4 times faster. None
-            has 4 for maps of 256 x 256 cells or more, as the original, and 1 for others.
+            has 4 for maps of at least 256 x 256 cells, as the original, and 1 for others.
 
     Raises:
         ValueError: If a number is out of its range.
@@ -57,12 +57,14 @@ class CrossImageRelationalDistillation(DistillationTerm):
         self.temperature = expect_temperature(temperature)
         if pooling is not None:
             expect_number("pooling", pooling, at_least=1)
+            if not isinstance(pooling, int):
+                raise ValueError(f"pooling: expected a whole number, got {pooling!r}")
         self.pooling = pooling
 
     def term(self, student: NetworkOutput, teacher: NetworkOutput, counted: Tensor) -> Tensor:
         """See `DistillationTerm.term`."""
         own, fixed, cells = at_student_resolution(features_of(student), features_of(teacher), counted)
-        length = self.pooling or (_POOLING if cells[0].numel() >= _POOLED_FROM else 1)
+        length = self.pooling or (_POOLING if min(cells.shape[-2:]) >= _POOLED_FROM else 1)
         if length > 1:
             own, fixed = _pooled(own, cells, length), _pooled(fixed, cells, length)
             cells = functional.avg_pool2d(cells.float(), length, ceil_mode=True) >= 0.5
