@@ -14,6 +14,7 @@ from torch.nn import functional
 
 import oracle
 import softjaccard as sj
+from softjaccard.metrics import SoftScores
 
 CLASSES = 4
 
@@ -55,7 +56,7 @@ def test_shares_are_those_of_the_formula(
     epsilon: float, side: int, sigma: float, shape: tuple[int, ...], ignored: int, dtype: torch.dtype
 ) -> None:
     index = make_index(shape, ignored).to(dtype)
-    label = sj.neighbourhood(index, epsilon, side, sigma, ignored)
+    label = sj.neighbourhood(index, epsilon, side, sigma)
     value, counted = label.dense(CLASSES, ignored, dtype=torch.float64)
     np.testing.assert_array_equal(counted.numpy(), index.numpy() != ignored)
     expected = by_definition(index, epsilon, side, sigma, ignored)
@@ -92,6 +93,44 @@ def test_losses_take_it_as_the_distribution_that_it_is() -> None:
         assert abs(loss(logits, label) - loss(logits, index)) > 1e-3
 
 
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_what_is_ignored_is_ignored_by_the_losses_id(backend: Any) -> None:
+    index = make_index((2, 9, 10), 255).to(torch.uint8)
+    logits = torch.randn(2, CLASSES, 9, 10).masked_fill((index == 255).unsqueeze(1), float("nan")).requires_grad_()
+    value, mask = sj.neighbourhood(index).dense(CLASSES, 255)
+    loss = sj.CompoundLoss(sj.JaccardLoss(ignore_index=255, classes="all", backend=backend))
+    actual, expected = loss(logits, sj.neighbourhood(index)), loss(logits, value, mask)
+    torch.testing.assert_close(actual, expected)
+    (slope,) = torch.autograd.grad(actual, logits)
+    assert slope.isfinite().all()
+    assert not slope.movedim(1, -1)[index == 255].any()
+
+
+def test_an_invalid_id_is_told_once_for_each_pixel() -> None:
+    index = torch.zeros(1, 6, 6, dtype=torch.int64)
+    index[0, 2, 2:4] = 7
+    with pytest.raises(ValueError, match=r"label: .*found 7 at 2 pixels"):
+        sj.JaccardLoss()(torch.randn(1, CLASSES, 6, 6), sj.neighbourhood(index))
+
+
+def test_compiled_losses_have_the_same_value() -> None:
+    index, logits = make_index((2, 9, 10), 255), torch.randn(2, CLASSES, 9, 10)
+    loss = sj.JaccardLoss(ignore_index=255)
+    compiled = torch.compile(lambda *arguments: loss(arguments[0], sj.neighbourhood(arguments[1])), backend="eager")
+    torch.testing.assert_close(compiled(logits, index), loss(logits, sj.neighbourhood(index)))
+
+
+def test_metrics_take_it() -> None:
+    index, logits = make_index((2, 9, 10), 255), torch.randn(2, CLASSES, 9, 10)
+    value, mask = sj.neighbourhood(index).dense(CLASSES, 255)
+    scores = []
+    for label, weight in ((sj.neighbourhood(index), None), (value, mask)):
+        metric = SoftScores(CLASSES, from_logits=True, ignore_index=255)
+        metric.update(logits, label, mask=weight, image_ids=[0, 1])
+        scores.append(metric.compute())
+    torch.testing.assert_close(*scores)
+
+
 @pytest.mark.parametrize(
     ("index", "options", "error", "word"),
     [
@@ -100,6 +139,7 @@ def test_losses_take_it_as_the_distribution_that_it_is() -> None:
         (torch.zeros(1, 3, 3, dtype=torch.int64), {"epsilon": 1.5}, ValueError, "epsilon"),
         (torch.zeros(1, 3, 3, dtype=torch.int64), {"kernel_size": 1}, ValueError, "kernel_size"),
         (torch.zeros(1, 3, 3, dtype=torch.int64), {"kernel_size": 4}, ValueError, "kernel_size"),
+        (torch.zeros(1, 3, 3, dtype=torch.int64), {"kernel_size": 3.0}, ValueError, "kernel_size"),
         (torch.zeros(1, 3, 3, dtype=torch.int64), {"sigma": 0.0}, ValueError, "sigma"),
         (torch.zeros(1, 3, 3, dtype=torch.int64), {"sigma": float("inf")}, ValueError, "sigma"),
     ],
@@ -107,6 +147,11 @@ def test_losses_take_it_as_the_distribution_that_it_is() -> None:
 def test_bad_input_is_named(index: Tensor, options: dict[str, Any], error: type[Exception], word: str) -> None:
     with pytest.raises(error, match=word):
         sj.neighbourhood(index, **options)
+
+
+def test_a_shape_that_does_not_fit_is_told_as_the_indexs() -> None:
+    with pytest.raises(ValueError, match=r"index: expected integers of shape.*got .*\(2, 1, 6, 6\).*squeeze"):
+        sj.JaccardLoss()(torch.randn(2, CLASSES, 6, 6), sj.neighbourhood(torch.zeros(2, 1, 6, 6, dtype=torch.int64)))
 
 
 def test_an_empty_batch_has_an_empty_label() -> None:

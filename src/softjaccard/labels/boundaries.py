@@ -32,7 +32,7 @@ def expect_window(index: Tensor, kernel_size: int, least: int = 1) -> None:
         raise TypeError(f"index: expected integer class ids (B, *spatial), got {describe(index)}")
     if index.ndim < 2:
         raise ValueError(f"index: expected (B, *spatial) with at least one spatial dimension, got {describe(index)}")
-    if kernel_size < least or kernel_size % 2 == 0:
+    if not isinstance(kernel_size, int) or kernel_size < least or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size: expected an odd number of pixels of at least {least}, got {kernel_size}")
 
 

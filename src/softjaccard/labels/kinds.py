@@ -418,7 +418,7 @@ class RaterLabel(Label):
         if self.weights is None:
             return self
         weights = self.weights.expand(self.votes.shape[:2]).reshape(*self.votes.shape[:2], *[1] * (len(shape) - 2))
-        return RaterLabel(self.votes, weights.expand_as(self.votes))
+        return dataclasses.replace(self, weights=weights.expand_as(self.votes))
 
     def resolve(
         self, shape: torch.Size, dtype: torch.dtype, options: LabelOptions, selected: Tensor | None, check: ValueCheck
@@ -448,6 +448,36 @@ class RaterLabel(Label):
         counted = total > 0
         share = share / torch.where(counted, total, 1.0)
         return Resolved(share if shape[1] > 1 else share[:, 1:], counted)
+
+
+@dataclass(frozen=True, eq=False)
+class NeighbourLabel(RaterLabel):
+    """A hard label mixed with those of the pixels around; :func:`neighbourhood` makes it.
+
+    Votes are the class ids in the window around each pixel, its own in their middle. Where that is ``ignore_index`` the
+    pixel is ignored, and other ignored ones count as of the pixel's own class.
+    """
+
+    @property
+    def own(self) -> Tensor:
+        """The pixels' own ids ``(B, 1, *spatial)``."""
+        return self.votes.narrow(1, self.votes.shape[1] // 2, 1)
+
+    def expect(self, shape: torch.Size, activation: Activation) -> RaterLabel:
+        """See :meth:`Label.expect`."""
+        _expect_index("index", self.own.squeeze(1), shape, activation)
+        return super().expect(shape, activation)
+
+    def resolve(
+        self, shape: torch.Size, dtype: torch.dtype, options: LabelOptions, selected: Tensor | None, check: ValueCheck
+    ) -> Resolved:
+        """Shares of the votes."""
+        classes = max(shape[1], 2)
+        matters = None if selected is None else selected.any(1, keepdim=True)
+        _, counted = class_ids(self.own, classes, options.ignore_index, matters, check)
+        known = (self.votes >= 0) & (self.votes < classes) & (self.votes != options.ignore_index)
+        votes = torch.where(known if counted is None else known & counted, self.votes, self.own)
+        return RaterLabel(votes, self.weights).resolve(shape, dtype, options, selected, check)
 
 
 def as_label(label: LabelLike, shape: torch.Size, activation: Activation = "softmax") -> Label:

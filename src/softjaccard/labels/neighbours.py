@@ -11,15 +11,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from softjaccard.labels.boundaries import expect_window
-from softjaccard.labels.kinds import RaterLabel
+from softjaccard.labels.kinds import NeighbourLabel
 
 _LEAST_SIGMA = 0.1
 """With less the nearest neighbours have all say, to the last bit; far below, numbers are no longer finite."""
 
+_OUTSIDE = -(2**31)
+"""No class id, and nobody's `ignore_index`."""
 
-def neighbourhood(
-    index: Tensor, epsilon: float = 0.5, kernel_size: int = 3, sigma: float = 1.0, ignore_index: int = -100
-) -> RaterLabel:
+
+def neighbourhood(index: Tensor, epsilon: float = 0.5, kernel_size: int = 3, sigma: float = 1.0) -> NeighbourLabel:
     r"""A hard label, mixed with those of the pixels around.
 
     .. math:: y_i = (1 - \epsilon)\, e_{c_i} + \epsilon \sum_{j \ne i} w_{ij}\, e_{c_j}, \qquad
@@ -36,11 +37,9 @@ def neighbourhood(
         epsilon: the share of the neighbours, in [0, 1].
         kernel_size: side of the window in pixels, odd; 3 softens a band two pixels wide, one on each side of an edge.
         sigma: how fast the say of neighbours falls off, in pixels.
-        ignore_index: the id of pixels that do not count; they stay without label. Losses need the same one: pixels
-            that are ignored by another id would get the labels of their neighbours.
 
     Returns:
-        The pixels of the window as the annotators of each pixel.
+        The ids in the window around each pixel, as votes of annotators.
 
     Raises:
         TypeError: ``index`` is not an integer tensor.
@@ -55,18 +54,16 @@ def neighbourhood(
     if not 0 <= epsilon <= 1:
         raise ValueError(f"epsilon: expected a number in [0, 1], got {epsilon}")
     if not _LEAST_SIGMA <= sigma < math.inf:
-        raise ValueError(f"sigma: expected a number of at least {_LEAST_SIGMA}, got {sigma}")
-    ids, reach, spatial = index.to(torch.int32), kernel_size // 2, index.shape[1:]
-    around = functional.pad(ids, [reach] * 2 * len(spatial), value=ignore_index)
+        raise ValueError(f"sigma: expected a finite number of at least {_LEAST_SIGMA}, got {sigma}")
+    reach, spatial = kernel_size // 2, index.shape[1:]
+    around = functional.pad(index.to(torch.int32), [reach] * 2 * len(spatial), value=_OUTSIDE)
     offsets = list(itertools.product(range(kernel_size), repeat=len(spatial)))
     votes = torch.stack([_cut(around, offset, spatial) for offset in offsets], 1)
     distances = torch.tensor([math.dist(offset, [reach] * len(spatial)) for offset in offsets])
     own = distances == 0
     others = (-((distances / sigma) ** 2) / 2).masked_fill(own, -math.inf).softmax(0)
     weights = torch.where(own, 1 - epsilon, epsilon * others)
-    ids = ids.unsqueeze(1)
-    votes = torch.where((votes == ignore_index) | (ids == ignore_index), ids, votes)
-    return RaterLabel(votes, weights.to(index.device))
+    return NeighbourLabel(votes, weights.to(index.device))
 
 
 def _cut(around: Tensor, offset: Sequence[int], spatial: Sequence[int]) -> Tensor:

@@ -60,7 +60,7 @@ def supports(logits: Tensor, label: Label, mask: Tensor | None, options: Options
     elif classes > MOST_CLASSES:
         reason = f"there are {classes} classes, more than {MOST_CLASSES}"
     elif isinstance(label, RaterLabel):
-        reason = "the label is a RaterLabel"
+        reason = f"the label is a {type(label).__name__}"
     elif mask is not None and mask.shape[1] > 1:
         reason = "the mask has channels"
     elif _too_large(images, spatial, options):

@@ -22,6 +22,7 @@ from softjaccard.labels.kinds import (
     DenseLabel,
     HardLabel,
     Label,
+    NeighbourLabel,
     RaterLabel,
     SmoothedLabel,
     TeacherLabel,
@@ -165,6 +166,8 @@ def _pack_label(label: Label) -> tuple[str, Tensor, Tensor | None, float]:
             return "smoothed", index, where, float(epsilon)
         case TeacherLabel(logits, temperature):
             return "teacher", logits, None, float(temperature or 0.0)
+        case NeighbourLabel(votes, weights):
+            return "neighbours", votes, weights, 0.0
         case RaterLabel(votes, weights):
             return "raters", votes, weights, 0.0
     raise TypeError(f"label: under torch.compile no {type(label).__name__} is known; use backend='reference'")
@@ -180,6 +183,8 @@ def _unpack_label(kind: str, label: Tensor, extra: Tensor | None, number: float)
             return SmoothedLabel(label, number, extra)
         case "teacher":
             return TeacherLabel(label, number or None)
+        case "neighbours":
+            return NeighbourLabel(label, extra)
         case _:
             return RaterLabel(label, extra)
 

@@ -452,6 +452,13 @@ def test_cirkd_keeps_no_similarities_for_backward() -> None:
     assert 0 < max(saved) <= student.features.numel() < 400**2, "the similarities of two images are 400 x 400"
 
 
+def test_cirkd_refuses_to_compare_nothing() -> None:
+    student, teacher = make_output(), make_output()
+    CrossImageRelationalDistillation(pooling=5)(student, teacher, make_counted())  # features have 6 x 6 cells
+    with pytest.raises(InputError, match="pooling is 6, which leaves one cell of the features' 6 x 6"):
+        CrossImageRelationalDistillation(pooling=6)(student, teacher, make_counted())
+
+
 def averaged(features: np.ndarray, cells: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Means (B, D, h, w) over those of a square's cells that count, and whether these are at least half of it."""
     size = [-(-side // length) for side in cells.shape[1:]]

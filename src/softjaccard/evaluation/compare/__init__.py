@@ -88,7 +88,8 @@ def show_plan(grid: Grid, output: Path, resolve: Resolve, again: Collection[Agai
 def _write_tables(grid: Grid, output: Path, changed: Mapping[RunName, str]) -> None:
     summary = write_tables(grid, output, changed)
     print_scores(summary)
-    sys.stdout.write(f"Written to {output / 'table.md'} and table.csv.\n")
+    picture = " and differences.png" if (output / "differences.png").is_file() else ""
+    sys.stdout.write(f"Written to {output}: table.md, table.csv{picture}.\n")
     if summary.changed:
         told = "have other settings than the grid has now; the table says which."
         sys.stdout.write(f"{len(summary.changed)} of the results {told}\n")

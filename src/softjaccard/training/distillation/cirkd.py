@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from softjaccard.errors import InputError
 from softjaccard.losses.base import expect_number, expect_temperature
 from softjaccard.models.network import NetworkOutput
 from softjaccard.training.distillation.base import (
@@ -47,6 +48,7 @@ class CrossImageRelationalDistillation(DistillationTerm):
 
     Raises:
         ValueError: If a number is out of its range.
+        InputError: In training, if pooling leaves one cell.
     """
 
     needs_features = True
@@ -65,6 +67,11 @@ class CrossImageRelationalDistillation(DistillationTerm):
         """See `DistillationTerm.term`."""
         own, fixed, cells = at_student_resolution(features_of(student), features_of(teacher), counted)
         length = self.pooling or (_POOLING if min(cells.shape[-2:]) >= _POOLED_FROM else 1)
+        if length >= max(cells.shape[-2:]) > 1:
+            raise InputError(
+                f"pooling is {length}, which leaves one cell of the features' {cells.shape[-2]} x {cells.shape[-1]}, "
+                "and nothing to compare. Choose less."
+            )
         if length > 1:
             own, fixed = _pooled(own, cells, length), _pooled(fixed, cells, length)
             cells = functional.avg_pool2d(cells.float(), length, ceil_mode=True) >= 0.5
