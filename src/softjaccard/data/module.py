@@ -180,13 +180,15 @@ class SegmentationData(LightningDataModule, ABC):
         if folder is None:
             if self.labelled is None:
                 return None
-            files = self._training_files()
-            return partition(self._training_ids(), self.labelled, self.unlabelled, self.labelled_seed, files)
+            return partition(
+                self._training_ids(), self.labelled, self.unlabelled, self.labelled_seed, self._training_files()
+            )
         self._unlabelled_images = self.open_unlabelled(folder)
         labelled: Sequence[int] = range(len(train))
         if self.labelled is not None:
-            files = self._training_files()
-            labelled = choose_labelled(self._training_ids(), self.labelled, self.labelled_seed, files=files)
+            labelled = choose_labelled(
+                self._training_ids(), self.labelled, self.labelled_seed, files=self._training_files()
+            )
         return Partition(tuple(labelled), tuple(range(len(self._unlabelled_images))))
 
     def _training_ids(self) -> Sequence[str]:

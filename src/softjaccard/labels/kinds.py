@@ -403,6 +403,11 @@ class RaterLabel(Label):
                 f"{describe(self.weights)}"
             )
 
+    @property
+    def decisive(self) -> Tensor:
+        """The votes of which a pixel needs one that is not ignored, to count."""
+        return self.votes
+
     def expect(self, shape: torch.Size, activation: Activation) -> RaterLabel:
         """See :meth:`Label.expect`."""
         if self.votes.shape[:1] + self.votes.shape[2:] != shape[:1] + shape[2:]:
@@ -459,24 +464,24 @@ class NeighbourLabel(RaterLabel):
     """
 
     @property
-    def own(self) -> Tensor:
+    def decisive(self) -> Tensor:
         """The pixels' own ids ``(B, 1, *spatial)``."""
         return self.votes.narrow(1, self.votes.shape[1] // 2, 1)
 
     def expect(self, shape: torch.Size, activation: Activation) -> RaterLabel:
         """See :meth:`Label.expect`."""
-        _expect_index("index", self.own.squeeze(1), shape, activation)
+        _expect_index("index", self.decisive.squeeze(1), shape, activation)
         return super().expect(shape, activation)
 
     def resolve(
         self, shape: torch.Size, dtype: torch.dtype, options: LabelOptions, selected: Tensor | None, check: ValueCheck
     ) -> Resolved:
         """Shares of the votes."""
-        classes = max(shape[1], 2)
+        classes, own = max(shape[1], 2), self.decisive
         matters = None if selected is None else selected.any(1, keepdim=True)
-        _, counted = class_ids(self.own, classes, options.ignore_index, matters, check)
+        _, counted = class_ids(own, classes, options.ignore_index, matters, check)
         known = (self.votes >= 0) & (self.votes < classes) & (self.votes != options.ignore_index)
-        votes = torch.where(known if counted is None else known & counted, self.votes, self.own)
+        votes = torch.where(known if counted is None else known & counted, self.votes, own)
         return RaterLabel(votes, self.weights).resolve(shape, dtype, options, selected, check)
 
 

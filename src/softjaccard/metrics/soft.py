@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softjaccard.labels import LabelLike, NeighbourLabel, RaterLabel, SmoothedLabel, as_label
+from softjaccard.labels import LabelLike, RaterLabel, SmoothedLabel, as_label
 from softjaccard.labels.checks import describe
 from softjaccard.labels.kinds import HardLabel, Label
 from softjaccard.metrics.inputs import check_distribution, check_mask, kept_pixels
@@ -217,8 +217,7 @@ class SoftScores(ImageTable):
         ids = label.index if isinstance(label, (HardLabel, SmoothedLabel)) else probabilities
         kept = kept_pixels(ids, _spatial(probabilities), mask, self.ignore_index)
         if isinstance(label, RaterLabel):
-            votes = label.own if isinstance(label, NeighbourLabel) else label.votes
-            kept = kept & (votes.to(torch.int64) != self.ignore_index).any(1)
+            kept = kept & (label.decisive.to(torch.int64) != self.ignore_index).any(1)
         return kept
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from softjaccard.errors import InputError
-from softjaccard.losses.base import expect_number, expect_temperature
+from softjaccard.losses.base import expect_temperature
 from softjaccard.models.network import NetworkOutput
 from softjaccard.training.distillation.base import (
     DistillationTerm,
@@ -57,10 +57,8 @@ class CrossImageRelationalDistillation(DistillationTerm):
         """See the class."""
         super().__init__(weight)
         self.temperature = expect_temperature(temperature)
-        if pooling is not None:
-            expect_number("pooling", pooling, at_least=1)
-            if not isinstance(pooling, int):
-                raise ValueError(f"pooling: expected a whole number, got {pooling!r}")
+        if pooling is not None and not (isinstance(pooling, int) and pooling >= 1):
+            raise ValueError(f"pooling: expected a whole number of at least 1, got {pooling!r}")
         self.pooling = pooling
 
     def term(self, student: NetworkOutput, teacher: NetworkOutput, counted: Tensor) -> Tensor:
