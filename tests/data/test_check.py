@@ -121,7 +121,7 @@ def test_all_that_is_wrong_is_listed(tmp_path: Path, capsys: pytest.CaptureFixtu
         f"Image and mask of train_2 differ in size (width, height): {images / 'train_2.jpg'} has (64, 48)",
         f"{masks / 'train_3.png'} is a JPEG file",
         f"{masks / 'train_4.png'} is missing.",
-        f"The list of the val split is empty: {root / 'val.txt'}.",
+        f"{root / 'val.txt'} is empty; expected one id a line.",
     ):
         assert words in output
     # The masks that can be read are counted: of train_1 and train_2, and those of test.

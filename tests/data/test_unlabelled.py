@@ -111,7 +111,7 @@ def test_a_data_set_of_files_takes_such_lists(tmp_path: Path) -> None:
         ("image 7", "image 9\nimage x", "data.unlabelled: 1 of the 2 ids.*image x"),
         ("image 7\nimage 8", "image 9\nimage 8", "data.unlabelled: 1 of the ids.*among the labelled ones.*image 8"),
         ("image 7\nimage 7", None, "image 7 more than once"),
-        ("\n", None, "list of the labelled split is empty"),
+        ("\n", None, "labelled.txt is empty; expected one id a line"),
         (None, None, "data.labelled is .*labelled.txt, but there is no such file.*or a share such as 0.125"),
         ("\n".join(IDS), None, "none is left without a label"),
     ],

@@ -80,6 +80,8 @@ def test_all_settings_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None
         (["--data.root=ROOT", "--model.optimiser.learning_rate=-1"], ["learning_rate"]),
         (["--data.root=ROOT", "--model.optimiser.power=-1"], ["power is -1"]),
         (["--data.root=ROOT", "--model.encoder_weights=imagnet"], ["imagnet", "imagenet"]),
+        (["--data.root=ROOT", "--data.batch_size=1.5"], ["data.batch_size: expected int. Got value: 1.5\n"]),
+        (["--data.root=ROOT", "--model.auxiliary.channels=x"], ["auxiliary.channels: expected int. Got value: x\n"]),
         (["--data.root=ROOT", "--seed=-1"], ["seed", "-1", "0"]),
         (["--data.root=ROOT", "--seed=5000000000"], ["seed", "5000000000", "4294967295"]),
         (["--data.root=ROOT", "--trainer.max_epoch=3"], ["trainer.max_epoch", "mean max_epochs"]),

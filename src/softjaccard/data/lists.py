@@ -32,7 +32,7 @@ def read_list(path: Path, hint: str = "", to_id: Callable[[str], str] = str) -> 
         raise InputError(f"{path} is no UTF-8 text: save it as such, one id a line.") from error
     ids = tuple(to_id(name) for line in lines if (name := line.strip()))
     if not ids:
-        raise InputError(f"The list of the {path.stem} split is empty: {path}.")
+        raise InputError(f"{path} is empty; expected one id a line.")
     if (twice := repeated(ids)) is not None:
         raise InputError(f"{path} has {twice} more than once.")
     return ids

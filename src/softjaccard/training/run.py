@@ -376,7 +376,9 @@ def _shorten(message: str) -> str:
     problem = re.sub(r"the following arguments are required: ([\w, ]+)", r"\1 is required", problem)
     if required := re.fullmatch(r"([\w.]+) is required", problem):
         return f"--{'.'.join(filter(None, (name, required[1])))} is required"
-    problem = problem.removesuffix("; expected NoneType")  # what else an optional setting takes
+    problem = re.sub(r"(; expected NoneType)+$", "", problem)  # what else an optional setting takes
+    if "Got value" not in problem and (given := re.search(r"Given value: (.*)", message)):
+        problem = f"{problem}. Got value: {given[1]}"
     return f"{name}: {problem}" if name else problem
 
 
