@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from typing import Any
 
@@ -88,6 +89,19 @@ def test_every_view_gets_the_logits_that_are_its_own(weight: float, average_deca
     assert not torch.allclose(perturbed, model.network(drawn["weak_image"]))
     labelled = model.objectives(output, drawn)
     torch.testing.assert_close(loss, (labelled + weight * 7) / (1 + weight))
+
+
+def test_the_weight_of_unlabelled_images_rises_step_by_step() -> None:
+    model = model_of(Recorder(0.0, weight=2.0), ramp_up=0.5)
+    losses, labelled = [], []
+    objectives, loss_and_output = model.training_loss, model.loss_and_output
+    model.training_loss = lambda *given: (labelled.append(objectives(*given)), labelled[-1])[1]  # type: ignore[method-assign]
+    model.loss_and_output = lambda *given: (losses.append(loss_and_output(*given)), losses[-1])[1]  # type: ignore[method-assign]
+    trained(model, 8, accumulate_grad_batches=2)
+    assert len(losses) == len(labelled) == 16  # two batches a step, of which four are the rise
+    for batch_number, ((loss, _), own) in enumerate(zip(losses, labelled, strict=True)):
+        weight = 2 * math.exp(-5 * (1 - min(1, batch_number // 2 / 4)) ** 2)
+        torch.testing.assert_close(loss, (own + weight * 7) / (1 + weight))
 
 
 def test_fixmatch_perturbs_nothing_and_looks_at_one_strong_view(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +203,9 @@ def test_the_network_is_tested_or_its_average() -> None:
 def test_there_must_be_something_to_learn_from_and_to_test() -> None:
     with pytest.raises(InputError, match=r"model\.test_average is true"):
         model_of(UniMatch(), test_average=True)
+    for share in (-0.1, 1.5, math.nan):
+        with pytest.raises(InputError, match=rf"model\.ramp_up is {share}; expected a share"):
+            model_of(UniMatch(), ramp_up=share)
     with pytest.raises(InputError, match=r"data\.labelled and data\.unlabelled are missing.*0\.125"):
         Trainer(accelerator="cpu", logger=False, enable_checkpointing=False).fit(
             model_of(UniMatch()), data(labelled=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from typing import Any
 
@@ -30,16 +31,23 @@ class SemiSupervised(SupervisedSegmentation):
 
     Args:
         method: How unlabelled images are learned from.
+        ramp_up: Share of the steps in which the unlabelled images' weight rises to that of the method, by :func:`rise`;
+            with 0 it has it at once.
         test_average: Validate, test and use the average that makes the labels. By default it is the network itself, as
             with the methods that have no average, so that all are compared alike. Checkpoints have both.
         settings: As in `SupervisedSegmentation`.
 
     Raises:
-        InputError: If the data have no unlabelled images, or there is no average to test.
+        InputError: If the data have no unlabelled images, there is no average to test, or `ramp_up` is no share.
     """
 
     def __init__(
-        self, method: SemiSupervisedMethod | None = None, *, test_average: bool = False, **settings: Any
+        self,
+        method: SemiSupervisedMethod | None = None,
+        *,
+        ramp_up: float = 0.0,
+        test_average: bool = False,
+        **settings: Any,
     ) -> None:
         """See the class."""
         super().__init__(**settings)
@@ -52,6 +60,9 @@ class SemiSupervised(SupervisedSegmentation):
                 "model.test_average is true, but with this method there is no average of the network to test."
             )
         self.test_average = test_average
+        if not 0 <= ramp_up <= 1:
+            raise InputError(f"model.ramp_up is {ramp_up}; expected a share of the steps, from 0 to 1.")
+        self.ramp_up = ramp_up
 
     @property
     def strong_views(self) -> int:
@@ -93,6 +104,8 @@ class SemiSupervised(SupervisedSegmentation):
         self.log("train/unlabelled", unlabelled.value.detach())
         self.log("train/confident", unlabelled.counted.detach(), prog_bar=True)
         weight = self.method.weight
+        if self.ramp_up:
+            weight *= rise(self.trainer.global_step / (self.ramp_up * self.trainer.estimated_stepping_batches))
         return (self.training_loss(output, batch) + weight * unlabelled.value) / (1 + weight), output
 
     def optimizer_step(self, *arguments: Any, **settings: Any) -> None:
@@ -125,6 +138,16 @@ class SemiSupervised(SupervisedSegmentation):
             both = self.network.outputs(images)
         auxiliary, features = (None if each is None else each[:labelled] for each in both[1:])
         return NetworkOutput(both.logits[:labelled], auxiliary, features), both.logits[labelled:], perturbed
+
+
+def rise(progress: float) -> float:
+    """Return exp(-5 (1 - t)^2) at the progress t, and 1 from t = 1 (Laine and Aila, arXiv 1610.02242, section 3.1).
+
+    Example:
+        >>> [round(rise(progress), 4) for progress in (0, 0.5, 1, 2)]
+        [0.0067, 0.2865, 1.0, 1.0]
+    """
+    return math.exp(-5 * max(0.0, 1 - progress) ** 2)
 
 
 @torch.no_grad()
