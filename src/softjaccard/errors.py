@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 
 _MOST_NAMES = 20
 
@@ -68,6 +69,13 @@ def users_error(where: str) -> Iterator[None]:
         raise
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: {error}") from error
+
+
+def unreadable_yaml(path: Path, error: Exception) -> InputError:
+    """Return the error for a file that is no YAML, with the line at which reading ended, if that is known."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    where = "" if mark is None else f", line {mark.line + 1}"
+    return InputError(f"{path}{where} is no YAML: {' '.join(str(problem or error).split())}.")
 
 
 def nearest_names(name: str, names: Iterable[str]) -> str:

@@ -69,7 +69,7 @@ def test_all_settings_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None
         (["--data.root=ROOT", "--model.encoder=tu-nothing"], ["tu-nothing"]),
         (["--data.root=ROOT", "--model.num_classes=many"], ["model.num_classes", "int", "many"]),
         (["--data.root=ROOT", "--model.num_classes=3"], ["num_classes is 3", "11 classes"]),
-        (["--data.root=ROOT", "--model.loss=softjaccard.Nothing"], ["model.loss", "Nothing"]),
+        (["--data.root=ROOT", "--model.loss=softjaccard.Jacard"], ["model.loss", "mean JaccardLoss or"]),
         (["--data.root=ROOT", "--model.loss.region.gama=2"], ["model.loss.region.gama", "mean gamma?"]),
         (["--data.root=ROOT", "--model.optimizer.learning_rate=1"], ["model.optimizer", "mean optimiser?"]),
         (["--data.root=ROOT", "--model.optimiser.learning_rte=1"], ["optimiser.learning_rte.", "mean learning_rate?"]),

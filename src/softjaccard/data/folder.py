@@ -15,7 +15,7 @@ from softjaccard.data.lists import draw_order, read_split, repeated
 from softjaccard.data.masks import MaskValues, pack_colours, read_colour_mask, read_index_mask, show_packed
 from softjaccard.data.module import Split
 from softjaccard.data.pairs import SPLITS, Pair, PairedData, PairedImages, existing_folder
-from softjaccard.errors import InputError, nearest_names
+from softjaccard.errors import InputError, nearest_names, unreadable_yaml
 
 _IGNORED = 255
 
@@ -215,7 +215,7 @@ class _ClassFile:
         try:
             content = yaml.safe_load(self.path.read_text(encoding="utf-8-sig"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{self.path} is no YAML: {' '.join(str(error).split())}") from error
+            raise unreadable_yaml(self.path, error) from error
         if not isinstance(content, dict) or not isinstance(content.get("classes"), list) or not content["classes"]:
             self._fail("expected a list called classes")
         self._refuse_unknown(content, ("masks", "classes", "ignored"))

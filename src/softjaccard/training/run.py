@@ -379,6 +379,8 @@ def _shorten(message: str) -> str:
     problem = re.sub(r"(; expected NoneType)+$", "", problem)  # what else an optional setting takes
     if "Got value" not in problem and (given := re.search(r"Given value: (.*)", message)):
         problem = f"{problem}. Got value: {given[1]}"
+    if missing := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", problem):
+        problem = f"{problem}. {nearest_names(missing[2], dir(sys.modules[missing[1]]))}"
     return f"{name}: {problem}" if name else problem
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from softjaccard.cli import main
 from softjaccard.errors import InputError, InputErrors
-from softjaccard.evaluation.compare.grid import Grid, RunName, read_grid
+from softjaccard.evaluation.compare.grid import _QUOTING, Grid, RunName, read_grid
 
 
 def grid_of(tmp_path: Path, text: str, *further: str) -> Grid:
@@ -70,9 +70,9 @@ def test_a_part_of_a_grid(tmp_path: Path, rows: list[str], seeds: list[int], ord
 @pytest.mark.parametrize(
     ("rows", "seeds", "words"),
     [
-        (["plane"], [5], ["--rows: there is no row 'plane'. Did you mean plain?"]),
-        ([], [5, 1, 6], ["--seeds: there is no seed 5, 6, but 1, 4, 7."]),
-        (["teacher"], [4], ["--seeds: there is no seed 4, but 1."]),
+        (["plane"], [5], [f"--rows: there is no row 'plane'. Did you mean plain? {_QUOTING}"]),
+        ([], [5, 1, 6], ["--seeds: there is no seed 5, 6. The seeds of these rows are 1, 4, 7."]),
+        (["teacher"], [4], ["--seeds: there is no seed 4. The seeds of these rows are 1."]),
     ],
 )
 def test_parts_that_are_not_there(tmp_path: Path, rows: list[str], seeds: list[int], words: list[str]) -> None:
@@ -115,8 +115,8 @@ def test_defaults(tmp_path: Path) -> None:
     ("text", "lines"),
     [
         ("[1]", ["expected a mapping with title"]),
-        ("rows: [", ["is no YAML file"]),
-        ("recipe: a\nrows: {a: , b: , a: }", ["'a' is there twice"]),
+        ("rows: [", ["grid.yaml, line 1 is no YAML: expected the node content"]),
+        ("recipe: a\nrows:\n  a:\n  b:\n  a:", ["grid.yaml, line 5 is no YAML: 'a' is there twice."]),
         ("recipe: a\nrows: {1: , b: , '1': }", ["rows: '1' is there twice, as a text and as a number"]),
         ("recipe: a", ["rows: expected a mapping"]),
         ("rows: {a: }", ["rows.a: there is no recipe"]),
@@ -157,5 +157,11 @@ def test_every_error_has_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 3
     assert all(line.startswith(f"softjaccard compare: {path}: ") for line in errors)
+    path.write_text("recipe: scenes\nrows: {a: , b: 3}\n")
+    assert main(["compare", str(path), "--epochs", "3"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"softjaccard compare: {path}: rows.b: expected a mapping with recipe, settings, seeds, got int.",
+        "softjaccard compare: command line: 'epochs' is no setting of softjaccard fit, such as trainer.max_epochs.",
+    ]
     assert main(["compare", str(tmp_path / "none.yaml")]) == 2
     assert "none.yaml cannot be read" in capsys.readouterr().err

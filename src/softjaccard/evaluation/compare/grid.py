@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import yaml
 
-from softjaccard.errors import InputError, InputErrors, nearest_names
+from softjaccard.errors import InputError, InputErrors, nearest_names, unreadable_yaml
 
 Checkpoint = Literal["best", "last"]
 Split = Literal["test", "val"]
@@ -19,6 +19,7 @@ DEFAULT_SCORES = ("mIoU_D", "mIoU_I", "mIoU_C", "mIoU_C_worst5", "ECE", "SCE")
 _KEYS = ("title", "recipe", "baseline", "settings", "seeds", "rows", "test", "scores")
 _ROW_KEYS = ("recipe", "settings", "seeds")
 _SETTING = re.compile(r"(data|model|trainer)([.]\w+)*|checkpoint_every")
+_QUOTING = "Spaces separate names; a name that has some is put in quotation marks."
 # Names are folders, too, and cells of a Markdown table.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+=,()-]{0,79}(?<![ .])")
 
@@ -91,10 +92,11 @@ class Grid:
             InputErrors: If the grid has no such row, or the rows have no such seed.
         """
         unknown = [each for each in rows if each not in self.rows]
-        wrong = [f"--rows: there is no row '{each}'. {nearest_names(each, self.rows)}" for each in unknown]
+        wrong = [f"--rows: there is no row '{each}'. {nearest_names(each, self.rows)} {_QUOTING}" for each in unknown]
         known = sorted({seed for name in rows or self.rows for seed in self.rows[name].seeds}) if not wrong else seeds
         if others := [str(each) for each in seeds if each not in known]:
-            wrong.append(f"--seeds: there is no seed {', '.join(others)}, but {', '.join(map(str, known))}.")
+            has = ", ".join(map(str, known))
+            wrong.append(f"--seeds: there is no seed {', '.join(others)}. The seeds of these rows are {has}.")
         if wrong:
             raise InputErrors(wrong)
         return replace(self, only_rows=tuple(rows), only_seeds=tuple(seeds))
@@ -163,13 +165,13 @@ def read_grid(path: Path, further: Sequence[str] = ()) -> Grid:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
+        raise unreadable_yaml(path, error) from error
     errors: list[str] = []
     grid = _Reader(errors).grid(content, path.stem, tuple(further))
     if grid is not None and not errors:
         errors += _wrong_references(grid)
     if grid is None or errors:
-        raise InputErrors([f"{path}: {error}" for error in errors])
+        raise InputErrors([each if each.startswith("command line") else f"{path}: {each}" for each in errors])
     try:
         grid.runs()
     except InputError as error:
@@ -181,9 +183,12 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """Refuses a key that is there twice, which would lose a row."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if doubled := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"'{doubled[0]}' is there twice", node.start_mark)
+        keys: list[Any] = []
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is there twice", key_node.start_mark)
+            keys.append(key)
         made: dict[Any, Any] = super().construct_mapping(node, deep)
         return made
 
@@ -213,8 +218,9 @@ class _Reader:
         baseline = str(content.get("baseline", next(iter(made))))
         if baseline not in made:
             self._errors.append(f"baseline: there is no row '{baseline}'. {nearest_names(baseline, made)}")
-        for setting in further:
-            self._setting("command line", setting.removeprefix("--").partition("=")[0])
+        typed = [each.removeprefix("--").partition("=")[0] for each in further]
+        if wrong := [each for each in typed if not _SETTING.fullmatch(each)]:
+            self._setting("command line", wrong[0])  # the next is perhaps its value
         test = content.get("test", {})
         if not isinstance(test, dict):
             self._errors.append(f"test: expected checkpoint and split, got {_kind(test)}.")
