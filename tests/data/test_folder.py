@@ -198,7 +198,7 @@ def test_missing_partners(tmp_path: Path) -> None:
         ("", "expected a list called classes"),
         ("- a\n- b\n", "expected a list called classes"),
         ("classes: []", "expected a list called classes"),
-        ("classes: [a", r"yaml, line 1 is no YAML: expected ',' or '\]'"),
+        ("classes: [a", r"line 1 is no YAML: expected ',' or '\]'"),
         ("classes: [a, 3]", "class 1 is 3; expected a name"),
         ("classes: [a, {id: 3}]", "class 1 is .*expected a name"),
         ("classes: [a, {name: b, ids: 3}]", r"ids is unknown\. Did you mean id\?"),
