@@ -1,4 +1,4 @@
-"""Makes the tables again from the stored results, and README.md of them: python experiments/readme.py."""
+"""Makes the tables again from the stored results, and README.md of them: python experiments/readme.py [FOLDER ...]."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def readme() -> str:
 
 if __name__ == "__main__":
     for each in EXPERIMENTS:
-        if (each.path / "results").is_dir():
+        if (each.path / "results").is_dir() and each.folder in (sys.argv[1:] or [each.folder]):
             make_tables(each)
     write_text(HERE / "README.md", readme())
     sys.stdout.write("Written to experiments/README.md.\n")
