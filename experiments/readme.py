@@ -104,8 +104,11 @@ def readme() -> str:
 
 
 if __name__ == "__main__":
+    chosen = [Path(each).name for each in sys.argv[1:]] or [each.folder for each in EXPERIMENTS]
+    if unknown := set(chosen).difference(each.folder for each in EXPERIMENTS):
+        raise SystemExit(f"no folder of experiments: {', '.join(sorted(unknown))}")
     for each in EXPERIMENTS:
-        if (each.path / "results").is_dir() and each.folder in (sys.argv[1:] or [each.folder]):
+        if (each.path / "results").is_dir() and each.folder in chosen:
             make_tables(each)
     write_text(HERE / "README.md", readme())
     sys.stdout.write("Written to experiments/README.md.\n")

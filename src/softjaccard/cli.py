@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"{parser.prog} {known.command}: {' '.join(message.split())}\n")
         return 2
     except KeyboardInterrupt:
-        hint = {"compare": "; the same command goes on", "fit": "; with --resume it goes on"}.get(known.command, "")
+        hint = "; the same command goes on" if known.command == "compare" else ""
         sys.stderr.write(f"{parser.prog} {known.command}: stopped{hint}\n")
         return 130
     return 0

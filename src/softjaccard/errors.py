@@ -72,10 +72,12 @@ def users_error(where: str) -> Iterator[None]:
 
 
 def unreadable_yaml(path: Path, error: Exception) -> InputError:
-    """Return the error for a file that is no YAML, with the line at which reading ended, if that is known."""
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    where = "" if mark is None else f", line {mark.line + 1}"
-    return InputError(f"{path}{where} is no YAML: {' '.join(str(problem or error).split())}.")
+    """Return the error for a file that is no YAML, with the lines at which reading ended and what it reads began."""
+    end, begin = getattr(error, "problem_mark", None), getattr(error, "context_mark", None)
+    problem = " ".join(str(getattr(error, "problem", None) or error).split())
+    if begin and end and begin.line != end.line:
+        problem += f" ({getattr(error, 'context', 'begun')} in line {begin.line + 1})"
+    return InputError(f"{path}{'' if end is None else f', line {end.line + 1}'} is no YAML: {problem}.")
 
 
 def nearest_names(name: str, names: Iterable[str]) -> str:

@@ -33,7 +33,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import softjaccard
 from softjaccard.data.module import SegmentationData
-from softjaccard.errors import InputError, nearest_names
+from softjaccard.errors import InputError, nearest_names, unreadable_yaml
 from softjaccard.files import remove_unfinished
 from softjaccard.settings import FREE_SETTINGS, changed_settings, in_short
 from softjaccard.training.checkpoints import CheckpointFiles, RunCheckpoints, RunConfig, load_checkpoint
@@ -354,7 +354,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"--config: {path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"--config: {unreadable_yaml(path, error)}") from error
     if not isinstance(config, Mapping):
         raise InputError(f"--config: {path} holds no settings; expected a mapping with model, data and trainer.")
     for name in config:
@@ -380,7 +380,7 @@ def _shorten(message: str) -> str:
     if "Got value" not in problem and (given := re.search(r"Given value: (.*)", message)):
         problem = f"{problem}. Got value: {given[1]}"
     if missing := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", problem):
-        problem = f"{problem}. {nearest_names(missing[2], dir(sys.modules[missing[1]]))}"
+        problem = f"{problem}. {nearest_names(missing[2], dir(sys.modules.get(missing[1])))}"
     return f"{name}: {problem}" if name else problem
 
 

@@ -70,7 +70,7 @@ def test_a_part_of_a_grid(tmp_path: Path, rows: list[str], seeds: list[int], ord
 @pytest.mark.parametrize(
     ("rows", "seeds", "words"),
     [
-        (["plane"], [5], [f"--rows: there is no row 'plane'. Did you mean plain? {_QUOTING}"]),
+        (["plane"], [5], ["--rows: there is no row 'plane'. Did you mean plain?"]),
         ([], [5, 1, 6], ["--seeds: there is no seed 5, 6. The seeds of these rows are 1, 4, 7."]),
         (["teacher"], [4], ["--seeds: there is no seed 4. The seeds of these rows are 1."]),
     ],
@@ -116,6 +116,8 @@ def test_defaults(tmp_path: Path) -> None:
     [
         ("[1]", ["expected a mapping with title"]),
         ("rows: [", ["grid.yaml, line 1 is no YAML: expected the node content"]),
+        ("rows:\n  a: 'x\n\n", ["grid.yaml, line 4 is no YAML: found unexpected end of stream (while scanning a quoted "
+         "scalar in line 2)."]),
         ("recipe: a\nrows:\n  a:\n  b:\n  a:", ["grid.yaml, line 5 is no YAML: 'a' is there twice."]),
         ("recipe: a\nrows: {1: , b: , '1': }", ["rows: '1' is there twice, as a text and as a number"]),
         ("recipe: a", ["rows: expected a mapping"]),
@@ -165,3 +167,20 @@ def test_every_error_has_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ]
     assert main(["compare", str(tmp_path / "none.yaml")]) == 2
     assert "none.yaml cannot be read" in capsys.readouterr().err
+
+
+def test_what_names_with_spaces_and_a_stop_call_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text("recipe: scenes\nrows: {'a, b': }\n")
+    command = ["compare", str(path), "--output", str(tmp_path / "output")]
+    assert main([*command, "--rows", "a,", "b"]) == 2
+    assert capsys.readouterr().err.count(_QUOTING) == 2
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("softjaccard.evaluation.compare.compare", stop)
+    assert main(command) == 130
+    assert capsys.readouterr().err == "softjaccard compare: stopped; the same command goes on\n"

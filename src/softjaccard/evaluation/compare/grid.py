@@ -92,7 +92,8 @@ class Grid:
             InputErrors: If the grid has no such row, or the rows have no such seed.
         """
         unknown = [each for each in rows if each not in self.rows]
-        wrong = [f"--rows: there is no row '{each}'. {nearest_names(each, self.rows)} {_QUOTING}" for each in unknown]
+        quoting = f" {_QUOTING}" if any(" " in name for name in self.rows) else ""
+        wrong = [f"--rows: there is no row '{each}'. {nearest_names(each, self.rows)}{quoting}" for each in unknown]
         known = sorted({seed for name in rows or self.rows for seed in self.rows[name].seeds}) if not wrong else seeds
         if others := [str(each) for each in seeds if each not in known]:
             has = ", ".join(map(str, known))
