@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from pathlib import Path
 
 _MOST_NAMES = 20
 
@@ -69,15 +68,6 @@ def users_error(where: str) -> Iterator[None]:
         raise
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: {error}") from error
-
-
-def unreadable_yaml(path: Path, error: Exception) -> InputError:
-    """Return the error for a file that is no YAML, with the lines at which reading ended and what it reads began."""
-    end, begin = getattr(error, "problem_mark", None), getattr(error, "context_mark", None)
-    problem = " ".join(str(getattr(error, "problem", None) or error).split())
-    if begin and end and begin.line != end.line:
-        problem += f" ({getattr(error, 'context', 'begun')} in line {begin.line + 1})"
-    return InputError(f"{path}{'' if end is None else f', line {end.line + 1}'} is no YAML: {problem}.")
 
 
 def nearest_names(name: str, names: Iterable[str]) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-import yaml
 
 from softjaccard.data.colours import Colours, distinct_colours
 from softjaccard.data.images import PICTURE_ENDINGS, pictures_in
@@ -15,7 +14,8 @@ from softjaccard.data.lists import draw_order, read_split, repeated
 from softjaccard.data.masks import MaskValues, pack_colours, read_colour_mask, read_index_mask, show_packed
 from softjaccard.data.module import Split
 from softjaccard.data.pairs import SPLITS, Pair, PairedData, PairedImages, existing_folder
-from softjaccard.errors import InputError, nearest_names, unreadable_yaml
+from softjaccard.errors import InputError, nearest_names
+from softjaccard.settings import read_yaml
 
 _IGNORED = 255
 
@@ -212,10 +212,7 @@ class _ClassFile:
     def _load(self) -> dict[str, Any]:
         if not self.path.is_file():
             raise InputError(f"The file that names the classes is missing: {self.path} was looked for.")
-        try:
-            content = yaml.safe_load(self.path.read_text(encoding="utf-8-sig"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise unreadable_yaml(self.path, error) from error
+        content = read_yaml(self.path)
         if not isinstance(content, dict) or not isinstance(content.get("classes"), list) or not content["classes"]:
             self._fail("expected a list called classes")
         self._refuse_unknown(content, ("masks", "classes", "ignored"))

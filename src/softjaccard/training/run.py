@@ -33,9 +33,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import softjaccard
 from softjaccard.data.module import SegmentationData
-from softjaccard.errors import InputError, nearest_names, unreadable_yaml
+from softjaccard.errors import InputError, nearest_names
 from softjaccard.files import remove_unfinished
-from softjaccard.settings import FREE_SETTINGS, changed_settings, in_short
+from softjaccard.settings import FREE_SETTINGS, changed_settings, in_short, read_yaml
 from softjaccard.training.checkpoints import CheckpointFiles, RunCheckpoints, RunConfig, load_checkpoint
 from softjaccard.training.hints import with_hint
 from softjaccard.training.recipes import merge
@@ -351,10 +351,7 @@ def _nest_null(setting: str) -> str:
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"--config: {unreadable_yaml(path, error)}") from error
+    config = read_yaml(path)
     if not isinstance(config, Mapping):
         raise InputError(f"--config: {path} holds no settings; expected a mapping with model, data and trainer.")
     for name in config:
@@ -426,7 +423,7 @@ def _saved_settings(parser: ArgumentParser, path: Path) -> dict[str, Any]:
     try:
         return _as_plain(parser, _parse(parser, [path], []))
     except InputError:
-        saved: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        saved: dict[str, Any] = read_yaml(path)
         return saved
 
 

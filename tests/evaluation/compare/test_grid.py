@@ -8,7 +8,7 @@ import pytest
 
 from softjaccard.cli import main
 from softjaccard.errors import InputError, InputErrors
-from softjaccard.evaluation.compare.grid import _QUOTING, Grid, RunName, read_grid
+from softjaccard.evaluation.compare.grid import Grid, RunName, read_grid
 
 
 def grid_of(tmp_path: Path, text: str, *further: str) -> Grid:
@@ -176,7 +176,7 @@ def test_what_names_with_spaces_and_a_stop_call_for(
     path.write_text("recipe: scenes\nrows: {'a, b': }\n")
     command = ["compare", str(path), "--output", str(tmp_path / "output")]
     assert main([*command, "--rows", "a,", "b"]) == 2
-    assert capsys.readouterr().err.count(_QUOTING) == 2
+    assert capsys.readouterr().err.count("a name that has some is put in quotation marks") == 2
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import yaml
 
-from softjaccard.errors import InputError, InputErrors, nearest_names, unreadable_yaml
+from softjaccard.errors import InputError, InputErrors, nearest_names
+from softjaccard.settings import read_yaml
 
 Checkpoint = Literal["best", "last"]
 Split = Literal["test", "val"]
@@ -161,18 +162,13 @@ def read_grid(path: Path, further: Sequence[str] = ()) -> Grid:
     Raises:
         InputErrors: With all that is wrong.
     """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise unreadable_yaml(path, error) from error
     errors: list[str] = []
-    grid = _Reader(errors).grid(content, path.stem, tuple(further))
+    grid = _Reader(errors).grid(read_yaml(path, _Loader), path.stem, tuple(further))
     if grid is not None and not errors:
         errors += _wrong_references(grid)
+    errors = [f"{path}: {error}" for error in errors] + _wrong_typed(further)
     if grid is None or errors:
-        raise InputErrors([each if each.startswith("command line") else f"{path}: {each}" for each in errors])
+        raise InputErrors(errors)
     try:
         grid.runs()
     except InputError as error:
@@ -219,9 +215,6 @@ class _Reader:
         baseline = str(content.get("baseline", next(iter(made))))
         if baseline not in made:
             self._errors.append(f"baseline: there is no row '{baseline}'. {nearest_names(baseline, made)}")
-        typed = [each.removeprefix("--").partition("=")[0] for each in further]
-        if wrong := [each for each in typed if not _SETTING.fullmatch(each)]:
-            self._setting("command line", wrong[0])  # the next is perhaps its value
         test = content.get("test", {})
         if not isinstance(test, dict):
             self._errors.append(f"test: expected checkpoint and split, got {_kind(test)}.")
@@ -270,14 +263,8 @@ class _Reader:
             self._errors.append(f"{where}: expected a mapping such as trainer.max_epochs: 12, got {_kind(settings)}.")
             return {}
         for key in settings:
-            self._setting(where, str(key))
+            self._errors += _wrong_setting(where, str(key))
         return {str(key): value for key, value in settings.items()}
-
-    def _setting(self, where: str, key: str) -> None:
-        if key == "seed":
-            self._errors.append(f"{where}.seed: seeds are given by the grid's or the row's key seeds.")
-        elif not _SETTING.fullmatch(key):
-            self._errors.append(f"{where}: '{key}' is no setting of softjaccard fit, such as trainer.max_epochs.")
 
     def _seeds(self, where: str, seeds: Any) -> tuple[int, ...]:
         valid = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
@@ -297,6 +284,21 @@ class _Reader:
             self._errors.append(f"scores: expected a list of different names such as mIoU_D, got {scores!r}.")
             return ()
         return tuple(scores)
+
+
+def _wrong_setting(where: str, key: str) -> list[str]:
+    """Say what is wrong with the name of a setting, if something is."""
+    if key == "seed":
+        return [f"{where}.seed: seeds are given by the grid's or the row's key seeds."]
+    if _SETTING.fullmatch(key):
+        return []
+    return [f"{where}: '{key}' is no setting of softjaccard fit, such as trainer.max_epochs."]
+
+
+def _wrong_typed(further: Sequence[str]) -> list[str]:
+    """Say which is the first wrong name among the settings of the command line; what follows is perhaps its value."""
+    names = [each.removeprefix("--").partition("=")[0] for each in further]
+    return [told for name in names for told in _wrong_setting("command line", name)][:1]
 
 
 def _wrong_references(grid: Grid) -> Iterator[str]:

@@ -31,8 +31,8 @@ class SemiSupervised(SupervisedSegmentation):
 
     Args:
         method: How unlabelled images are learned from.
-        ramp_up: Share of the steps in which the unlabelled images' weight rises to that of the method, by :func:`rise`;
-            with 0 it has it at once.
+        ramp_up: Share of the steps in which the unlabelled images' weight rises to that of the method
+            (:func:`ramp_up_factor`); with 0 it has it at once.
         test_average: Validate, test and use the average that makes the labels. By default it is the network itself, as
             with the methods that have no average, so that all are compared alike. Checkpoints have both.
         settings: As in `SupervisedSegmentation`.
@@ -105,7 +105,9 @@ class SemiSupervised(SupervisedSegmentation):
         self.log("train/confident", unlabelled.counted.detach(), prog_bar=True)
         weight = self.method.weight
         if self.ramp_up:
-            weight *= rise(self.trainer.global_step / (self.ramp_up * self.trainer.estimated_stepping_batches))
+            weight *= ramp_up_factor(
+                self.trainer.global_step / (self.ramp_up * self.trainer.estimated_stepping_batches)
+            )
         return (self.training_loss(output, batch) + weight * unlabelled.value) / (1 + weight), output
 
     def optimizer_step(self, *arguments: Any, **settings: Any) -> None:
@@ -140,11 +142,11 @@ class SemiSupervised(SupervisedSegmentation):
         return NetworkOutput(both.logits[:labelled], auxiliary, features), both.logits[labelled:], perturbed
 
 
-def rise(progress: float) -> float:
+def ramp_up_factor(progress: float) -> float:
     """Return exp(-5 (1 - t)^2) at the progress t, and 1 from t = 1 (Laine and Aila, arXiv 1610.02242, section 3.1).
 
     Example:
-        >>> [round(rise(progress), 4) for progress in (0, 0.5, 1, 2)]
+        >>> [round(ramp_up_factor(progress), 4) for progress in (0, 0.5, 1, 2)]
         [0.0067, 0.2865, 1.0, 1.0]
     """
     return math.exp(-5 * max(0.0, 1 - progress) ** 2)
